@@ -1,0 +1,297 @@
+"""A recipe: everything that decides what a training computes, as plain data.
+
+A recipe is read from TOML (a preset, or the `recipe.toml` of a run), changed by command-line overrides, checked as a
+whole, and written whole into the run, so that a run can be started again from its own file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from thumbnet.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pictures."""
+
+    name: str = "cifar10"
+    """A data set known by name: cifar10, cifar100, shapes."""
+    validation: int = 0
+    """Images carved from the training set for validation, stratified by class; 0 trains on all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistortConfig:
+    """How a picture becomes the input of the network, in training (random) and in evaluation (fixed)."""
+
+    crop: int = 24
+    """Side of the square the network sees: random position in training, central in evaluation (padded if larger)."""
+    pad: int = 0
+    """Pixels of reflected border added on each side before the random crop; evaluation does not pad for this."""
+    flip: Literal["none", "random", "alternate"] = "random"
+    """Left-right flips: none; at random; or at random in epoch 0 and every other epoch from there on (airbench)."""
+    brightness: float = 0.0
+    """Largest brightness shift on the 0..255 scale: uniform in [-brightness, brightness] is added; 0 for none."""
+    contrast: tuple[float, float] = (1.0, 1.0)
+    """Range of the contrast factor about the mean of each channel of the image; (1, 1) for none."""
+    order: Literal["fixed", "random"] = "fixed"
+    """Brightness before contrast, or either first at random: the two do not commute."""
+    standardize: Literal["image", "dataset"] = "image"
+    """Per-image standardization, or the mean and deviation of each channel over the CIFAR-10 training set."""
+    cutout: int = 0
+    """Side of a square set to the mean at a random place (training only); 0 for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """How examples are put in order and into batches."""
+
+    batch_size: int = 128
+    """Images of one step, over all devices."""
+    pool: float = 0.4
+    """Least number of examples in the shuffling pool, as a fraction of an epoch: 0 keeps the order of the files, 1 shuffles all."""
+    pool_mib: int = 512
+    """Most memory the shuffling pool takes, in MiB; a larger `pool` is cut to it, so that any data set fits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str = "classic"
+    """A key of `thumbnet.models.MODELS`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the network's builder, such as widths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How weights follow gradients."""
+
+    name: Literal["sgd"] = "sgd"
+    """Gradient descent; with momentum 0, the plain form."""
+    learning_rate: float = 0.1
+    """Peak learning rate, multiplied by the schedule."""
+    momentum: float = 0.0
+    """Share of the last update kept, 0 to below 1."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    weight_decay: dict[str, float] = field(default_factory=dict)
+    """Layer name -> coefficient c of c/2 * ||w||^2 in the loss, on that layer's weight; `default` for all other weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over training, as a factor of the peak."""
+
+    name: Literal["staircase", "piecewise"] = "staircase"
+    """`staircase`: times `factor` every `every_epochs`. `piecewise`: linear between `points`."""
+    every_epochs: float = 350.0
+    """Epochs of one stair."""
+    factor: float = 0.1
+    """Factor of one stair."""
+    points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 0.0))
+    """(fraction of training, factor) pairs, fractions rising from 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """The moving average of all weights that evaluation prefers."""
+
+    decay: float = 0.9999
+    """Decay of the average per update, with warm-up min(decay, (1 + step) / (10 + step)); 0 keeps no average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long to train, and what to write on the way."""
+
+    steps: int = 0
+    """Steps to train; 0 takes `epochs`."""
+    epochs: float = 0.0
+    """Epochs to train, rounded up to whole steps; 0 takes `steps`."""
+    time_limit_s: float = 0.0
+    """Seconds after which training ends, its schedule having run out by then; 0 for no limit."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; auto takes bf16 where the processor has it in hardware, else fp32."""
+    log_every: int = 50
+    """Steps between step lines."""
+    summary_every: int = 100
+    """Steps between TensorBoard summaries; 0 for none."""
+    checkpoint_every_steps: int = 1000
+    """Steps between checkpoints; 0 for none by steps. There is always one at the end."""
+    checkpoint_every_s: float = 0.0
+    """Seconds between checkpoints; 0 for none by time."""
+    keep: int = 3
+    """Newest checkpoints kept, beside the best by validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a training computes."""
+
+    preset: str = "classic"
+    """The preset this recipe started from."""
+    seed: int = 0
+    """Seed of the initial weights, the order of examples and the distortions."""
+    data: DataConfig = field(default_factory=DataConfig)
+    distort: DistortConfig = field(default_factory=DistortConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        """Check every value against its limits; raises `UsageError` that names key, value and limit."""
+        _limit("seed", self.seed, 0, 2**63 - 1)
+        _limit("data.validation", self.data.validation, 0)
+        _limit("distort.crop", self.distort.crop, 1, 4096)
+        _limit("distort.pad", self.distort.pad, 0, 64)
+        _limit("distort.cutout", self.distort.cutout, 0, self.distort.crop)
+        _limit("distort.brightness", self.distort.brightness, 0, 255)
+        low, high = self.distort.contrast
+        _limit("distort.contrast, lower end", low, 0, high)
+        _limit("distort.contrast, upper end", high, low, 100)
+        _limit("input.batch_size", self.input.batch_size, 1)
+        _limit("input.pool", self.input.pool, 0, 1)
+        _limit("input.pool_mib", self.input.pool_mib, 1)
+        _limit("optimizer.learning_rate", self.optimizer.learning_rate, 0)
+        _limit("optimizer.momentum", self.optimizer.momentum, 0, 1, below=True)
+        for layer, decay in self.optimizer.weight_decay.items():
+            _limit(f"optimizer.weight_decay.{layer}", decay, 0)
+        _limit("schedule.every_epochs", self.schedule.every_epochs, 1e-6)
+        _limit("schedule.factor", self.schedule.factor, 0, 1)
+        _limit("average.decay", self.average.decay, 0, 1, below=True)
+        for name in ("steps", "epochs", "time_limit_s", "summary_every", "checkpoint_every_steps", "checkpoint_every_s"):
+            _limit(f"train.{name}", getattr(self.train, name), 0)
+        for name in ("log_every", "keep"):
+            _limit(f"train.{name}", getattr(self.train, name), 1)
+        if bool(self.train.steps) == bool(self.train.epochs):
+            raise UsageError(
+                f"train.steps ({self.train.steps}) and train.epochs ({self.train.epochs:g}): "
+                "exactly one of the two must be above 0"
+            )
+        if self.optimizer.nesterov and not self.optimizer.momentum:
+            raise UsageError("optimizer.nesterov needs optimizer.momentum above 0")
+        fractions = [fraction for fraction, _ in self.schedule.points]
+        if len(fractions) < 2 or fractions[0] != 0 or fractions[-1] != 1 or sorted(set(fractions)) != fractions:
+            raise UsageError(f"schedule.points: fractions must rise from 0 to 1, found {fractions}")
+
+
+def _limit(key: str, value: float, low: float, high: float = math.inf, *, below: bool = False) -> None:
+    """Raise `UsageError` unless low <= value <= high (value < high if `below`); NaN and infinity are outside."""
+    if math.isfinite(value) and low <= value <= high and not (below and value == high):
+        return
+    upper = "" if high == math.inf else f" and {'below' if below else 'at most'} {high:g}"
+    raise UsageError(f"{key} is {value}: it must be at least {low:g}{upper}")
+
+
+def preset_names() -> list[str]:
+    """Return the names of the built-in presets, sorted."""
+    folder = resources.files("thumbnet") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_preset(name: str, overrides: Mapping[str, object] | None = None) -> Recipe:
+    """Return a preset's recipe with overrides (dotted key -> value) applied.
+
+    Raises:
+        UsageError: the preset, a key or a value is unknown or impossible.
+    """
+    if name not in preset_names():
+        raise UsageError(f"unknown preset '{name}'{did_you_mean(name, preset_names())}")
+    text = (resources.files("thumbnet") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    return recipe_from_dict(tomllib.loads(text) | {"preset": name}, overrides, where=f"preset {name}")
+
+
+def load_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Recipe:
+    """Return the recipe in a TOML file, with overrides (dotted key -> value) applied.
+
+    Raises:
+        UsageError: the file cannot be read, is not TOML, or a key or value is unknown or impossible.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: cannot read this recipe: {error}") from error
+    return recipe_from_dict(values, overrides, where=str(path))
+
+
+def recipe_from_dict(
+    values: Mapping[str, Any], overrides: Mapping[str, object] | None = None, *, where: str = "recipe"
+) -> Recipe:
+    """Build a checked recipe from nested mappings and overrides (dotted key -> value).
+
+    Raises:
+        UsageError: names `where`, the key, and what was expected.
+    """
+    merged: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for key, value in (overrides or {}).items():
+        _set(merged, key.split("."), value)
+    recipe = _build(Recipe, merged, where)
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as nested dictionaries of plain values, the inverse of `recipe_from_dict`."""
+    return dataclasses.asdict(recipe)
+
+
+def _set(values: dict[str, Any], path: list[str], value: object) -> None:
+    """Put a value at a dotted path; choosing a length in steps or epochs replaces the other."""
+    for part in path[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"recipe key '{'.'.join(path)}': '{part}' is a value and has no keys of its own")
+        values = inner
+    values[path[-1]] = value
+    if path == ["train", "steps"] and value:
+        values["epochs"] = 0.0
+    if path == ["train", "epochs"] and value:
+        values["steps"] = 0
+
+
+def _build(kind: type, values: Mapping[str, Any], where: str, prefix: str = "") -> object:
+    """Build a dataclass from a mapping, checking keys and types; `prefix` is the dotted path so far."""
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            raise UsageError(f"{where}: unknown key '{prefix}{key}'{did_you_mean(key, hints)}")
+    return kind(**{key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    """Return `value` as `hint` asks, or raise `UsageError`; integers are accepted for floats, lists for tuples."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return _build(hint, value, where, f"{key}.")
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise UsageError(f"{where}: {key} is {value!r}{did_you_mean(str(value), map(str, arguments))}")
+    if origin is dict and isinstance(value, Mapping):
+        return {str(name): _convert(arguments[1], entry, where, f"{key}.{name}") for name, entry in value.items()}
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(_convert(kind, entry, where, key) for kind, entry in zip(kinds, value, strict=True))
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
+        return value
+    raise UsageError(f"{where}: {key} is {value!r}, expected {getattr(hint, '__name__', hint)}")
