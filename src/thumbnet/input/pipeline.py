@@ -1,0 +1,182 @@
+"""Batches for training, made ahead in a background thread, and batches for evaluation."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+
+from thumbnet.config import DistortConfig, InputConfig
+from thumbnet.errors import DataError
+from thumbnet.input.distort import Draws, draw, prepare
+from thumbnet.input.distort import distort as distort_batch
+from thumbnet.input.order import epoch_order
+
+if TYPE_CHECKING:
+    from thumbnet.data.dataset import ImageDataset
+
+PREFETCH_BATCHES = 4
+"""Finished batches waiting for the model: enough to bridge the computing of an epoch's order and draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Input of one step."""
+
+    images: torch.Tensor
+    """float32 [B, C, h, w] in channels-last memory format."""
+    labels: torch.Tensor
+    """int64 [B]."""
+    indices: np.ndarray
+    """Which examples of the data set these are, int64 [B]."""
+
+
+def pool_examples(dataset: ImageDataset, config: InputConfig) -> int:
+    """Return how many examples the shuffling pool holds: the fraction asked for, as far as memory allows."""
+    budget = config.pool_mib * 2**20 // math.prod(dataset.image_shape)
+    return min(math.ceil(config.pool * len(dataset)), budget)
+
+
+class TrainingInput:
+    """Distorted batches without end, made ahead in a background thread.
+
+    The stream of examples is continuous: position step * batch_size + i belongs to epoch position // n, so a batch may
+    straddle two epochs and every picture comes exactly once an epoch. Batch k depends on (data set, configs, seed, k)
+    alone: starting at step k continues exactly where a run of k steps ended.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        distort: DistortConfig,
+        input: InputConfig,  # noqa: A002
+        *,
+        seed: int,
+        start_step: int = 0,
+        prefetch: int = PREFETCH_BATCHES,
+    ) -> None:
+        """Start making batches.
+
+        Args:
+            dataset: training examples.
+            distort: distortions.
+            input: batch size and shuffling pool.
+            seed: seed of order and distortions.
+            start_step: step of the first batch.
+            prefetch: finished batches held ready.
+
+        Raises:
+            DataError: the data set is empty.
+            UsageError: the crop is larger than the pictures.
+        """
+        if not len(dataset):
+            raise DataError(f"{dataset.name}: there are no examples to train on")
+        draw(0, distort, dataset.image_shape, seed=seed, epoch=0)  # tells of an impossible crop here and now
+        self.wait_s = 0.0
+        """Seconds the consumer has waited for batches, in all."""
+        self._dataset, self._distort, self._input, self._seed = dataset, distort, input, seed
+        self._pool = pool_examples(dataset, input)
+        self._prefetch = prefetch
+        self._ready: deque[Batch] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(start_step,), name="thumbnet-input", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next batch, waiting for it if need be; raises what stopped the background thread, if anything."""
+        started = time.perf_counter()
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._error or self._closed)
+            self.wait_s += time.perf_counter() - started
+            if self._ready:
+                batch = self._ready.popleft()
+                self._changed.notify_all()
+                return batch
+        if self._error:
+            raise self._error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the background thread and wait for its end; harmless when repeated."""
+        with self._changed:
+            self._closed = True
+            self._ready.clear()
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, step: int) -> None:
+        """Make batches until closed: the body of the background thread."""
+        try:
+            for batch in self._batches(step):
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._ready) < self._prefetch or self._closed)
+                    if self._closed:
+                        return
+                    self._ready.append(batch)
+                    self._changed.notify_all()
+        except BaseException as error:  # handed to the consumer, whatever it is
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _batches(self, step: int) -> Iterator[Batch]:
+        """Yield the batches from `step` on."""
+        count, size = len(self._dataset), self._input.batch_size
+        plans: dict[int, tuple[np.ndarray, Draws]] = {}
+        position = step * size
+        while True:
+            parts: list[tuple[np.ndarray, Draws]] = []
+            missing = size
+            while missing:
+                epoch, offset = divmod(position, count)
+                if epoch not in plans:
+                    plans = {epoch: self._plan(epoch)}
+                order, draws = plans[epoch]
+                indices = order[offset : offset + missing]
+                parts.append((indices, draws.take(indices)))
+                position += len(indices)
+                missing -= len(indices)
+            yield self._batch(parts)
+
+    def _plan(self, epoch: int) -> tuple[np.ndarray, Draws]:
+        """Return the order and the draws of an epoch."""
+        count = len(self._dataset)
+        order = epoch_order(count, seed=self._seed, epoch=epoch, pool=self._pool)
+        return order, draw(count, self._distort, self._dataset.image_shape, seed=self._seed, epoch=epoch)
+
+    def _batch(self, parts: list[tuple[np.ndarray, Draws]]) -> Batch:
+        """Return the batch of some examples and their draws."""
+        indices = np.concatenate([indices for indices, _ in parts])
+        draws = parts[0][1] if len(parts) == 1 else Draws.concatenate([draws for _, draws in parts])
+        images_NHWC, labels_N = self._dataset.gather(indices)
+        images = distort_batch(images_NHWC, draws, self._distort)
+        return Batch(images=images, labels=torch.from_numpy(labels_N), indices=indices)
+
+
+def evaluation_batches(dataset: ImageDataset, distort: DistortConfig, batch_size: int) -> Iterator[Batch]:
+    """Yield every example exactly once, in order, undistorted; the last batch may be short."""
+    for start in range(0, len(dataset), batch_size):
+        indices = np.arange(start, min(start + batch_size, len(dataset)), dtype=np.int64)
+        images_NHWC, labels_N = dataset.gather(indices)
+        yield Batch(images=prepare(images_NHWC, distort), labels=torch.from_numpy(labels_N), indices=indices)
