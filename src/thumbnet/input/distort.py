@@ -170,11 +170,16 @@ def _adjust(
     count, channels, height, width = crops_NCHW.shape
     pixels_NCP = crops_NCHW.reshape(count, channels, height * width)
     contrast_N1 = contrast_N[:, None].astype(np.float64)
-    mean_NC = pixels_NCP.sum(axis=2, dtype=np.int64) / (height * width)
+    mean_NC = pixels_NCP.sum(axis=2, dtype=np.uint32) / (height * width)
+    # What follows works on x - centre, small whole numbers: exact in float32, and with no large numbers left to cancel
+    # where a flat picture is blown up by its tiny deviation.
+    centre_NC = np.rint(mean_NC)
+    rest_NC = mean_NC - centre_NC
+    values_NCP = pixels_NCP.astype(np.float32)
+    values_NCP -= centre_NC.astype(np.float32)[:, :, None]
     if config.standardize == "image":
-        # Brightness moves the whole picture, so it is gone with the mean of the picture.
-        squares_NC = np.einsum("ncp,ncp->nc", pixels_NCP, pixels_NCP, dtype=np.int64, casting="unsafe")
-        variance_NC = squares_NC / (height * width) - mean_NC**2
+        variance_NC = np.vecdot(values_NCP, values_NCP) / (height * width) - rest_NC**2
+        # Brightness moves the whole picture, so it goes away with the mean of the picture.
         level_NC = mean_NC - mean_NC.mean(axis=1, keepdims=True)
         # The variance of a picture is the mean of its channels' variances plus the variance of their means.
         deviation_N1 = np.sqrt((contrast_N1**2 * variance_NC + level_NC**2).mean(axis=1, keepdims=True))
@@ -182,13 +187,9 @@ def _adjust(
     else:
         level_NC = mean_NC + brightness_N[:, None] - 255 * np.array(DATASET_MEAN)
         divisor_NC = 255 * np.array(DATASET_STD)[None, :]
-    # out = (contrast (x - mean) + level) / divisor. Taking a whole number near the mean off first is exact in float32,
-    # and leaves no large numbers to cancel when the divisor is tiny.
-    centre_NC = np.rint(mean_NC)
+    # (contrast (x - mean) + level) / divisor
     scale_NC = contrast_N1 / divisor_NC
-    shift_NC = (centre_NC - mean_NC) * scale_NC + level_NC / divisor_NC
-    values_NCP = pixels_NCP.astype(np.float32)
-    values_NCP -= centre_NC.astype(np.float32)[:, :, None]
+    shift_NC = level_NC / divisor_NC - rest_NC * scale_NC
     values_NCP *= scale_NC.astype(np.float32)[:, :, None]
     out_NPC = np.empty((count, height * width, channels), np.float32)
     np.add(values_NCP, shift_NC.astype(np.float32)[:, :, None], out=out_NPC.transpose(0, 2, 1))
