@@ -1,0 +1,105 @@
+"""Pieces that several commands' flags share; imports nothing heavy, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import sys
+import tomllib
+from pathlib import Path
+from typing import NoReturn
+
+from thumbnet.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises `UsageError`, accepts 2015's underscores, and suggests the flag that was meant."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def flags(self) -> list[str]:
+        """Return every long flag this parser knows."""
+        return [flag for flag in self._option_string_actions if flag.startswith("--")]
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the whole usage."""
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+    def reject_unknown(self, arguments: list[str]) -> None:
+        """Raise `UsageError` for arguments no flag took, with the closest flag."""
+        if not arguments:
+            return
+        name = arguments[0].split("=")[0]
+        close = difflib.get_close_matches(name, self.flags(), n=1)
+        hint = f" - did you mean '{close[0]}'?" if close else f" (see `{self.prog} --help`)"
+        raise UsageError(f"{self.prog}: unknown argument '{arguments[0]}'{hint}")
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where data is kept and whether the network may be used."""
+    parser.add_argument("--data-dir", "--data_dir", type=Path, metavar="DIR", help="where data sets are kept")
+    parser.add_argument("--offline", action="store_true", help="never touch the network")
+
+
+def add_out_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says where runs are kept."""
+    parser.add_argument(
+        "--out", "--train_dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (runs/)"
+    )
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that overrule what the machine decides."""
+    parser.add_argument("--threads", type=whole_number, metavar="N", help="processor threads (every core)")
+
+
+def whole_number(text: str) -> int:
+    """Parse a whole number of 1 or more; argparse turns the error into a usage error."""
+    try:
+        value = int(text.replace("_", ""))
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return value
+
+
+def duration(text: str) -> float:
+    """Parse a duration such as 90s, 10m, 1.5h or plain seconds, into seconds above 0."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = 0.0
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a duration such as 90s, 10m or 1.5h")
+    return seconds
+
+
+def boolean(text: str) -> bool:
+    """Parse true/false, yes/no, 1/0 (the tutorial's `--run_once False` meant True)."""
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return words[text.lower()]
+
+
+def setting(text: str) -> tuple[str, object]:
+    """Parse KEY=VALUE, the value as TOML where it is that, else as plain text."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE, such as optimizer.learning_rate=0.05")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def note(text: str) -> None:
+    """Print a line for the person at the terminal: progress goes to stderr, results to stdout."""
+    print(text, file=sys.stderr, flush=True)

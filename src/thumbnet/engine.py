@@ -1,0 +1,133 @@
+"""What the machine decides: threads, arithmetic, allocator. `thumbnet doctor` prints what was chosen and why."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from thumbnet.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Instruction sets that ONEDNN_MAX_CPU_ISA can cap oneDNN to and that lack bf16 arithmetic.
+_ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """The arithmetic of the network, and the reason for it."""
+
+    name: str
+    """fp32, bf16 or fp16."""
+    why: str
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor on the loss before backward: fp16 would lose small gradients (its smallest normal number is 6e-5)."""
+        return 1024.0 if self.name == "fp16" else 1.0
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run convolutions and matrix products in this arithmetic; weights stay float32."""
+        with torch.autocast(device().type, dtype=DTYPES[self.name], enabled=self.name != "fp32"):
+            yield
+
+
+def device() -> torch.device:
+    """Return the accelerator where there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def resolve_precision(requested: str = "auto") -> Precision:
+    """Choose the arithmetic: as requested, or by what the hardware does fast.
+
+    Raises:
+        UsageError: fp16 on a CPU, which has no fast training arithmetic for it.
+    """
+    if requested == "fp16" and device().type == "cpu":
+        raise UsageError("--precision fp16 needs a GPU; on a processor use bf16, fp32 or auto")
+    if requested != "auto":
+        return Precision(name=requested, why="asked for")
+    if device().type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Precision(name="bf16" if fast else "fp32", why="the GPU " + ("has" if fast else "lacks") + " bf16")
+    if device().type != "cpu":
+        return Precision(name="fp32", why=f"bf16 has not been measured on {device().type}")
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if cap in _ISA_WITHOUT_BF16:
+        return Precision(name="fp32", why=f"ONEDNN_MAX_CPU_ISA={cap} has no bf16")
+    features = cpu_features()
+    if "amx_bf16" in features:
+        return Precision(name="bf16", why="the processor has AMX bf16 matrix units")
+    if "avx512_bf16" in features:
+        return Precision(name="bf16", why="the processor has AVX-512 bf16 instructions")
+    return Precision(name="fp32", why="the processor has no bf16 instructions, and emulated bf16 is slower than fp32")
+
+
+def cpu_features() -> frozenset[str]:
+    """Return the processor's instruction sets that matter here, in the kernel's names; empty where it does not tell."""
+    known = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
+    return frozenset(known & set(_cpuinfo("flags").split()))
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """Return a field of the first processor in /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return ""
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def prepare(threads: int | None = None) -> None:
+    """Set up this process for training or evaluation: threads (default: every core it may use) and allocator."""
+    torch.set_num_threads(threads or usable_cores())
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc not to hand large freed blocks back to the kernel.
+
+    A training step frees and allocates the same tensors every time, and the page faults of fresh memory cost some 7 %
+    of the step. The constants are glibc's mallopt parameters M_TRIM_THRESHOLD and M_MMAP_MAX.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_max = -1, -4
+    libc = ctypes.CDLL(None)
+    libc.mallopt(trim_threshold, 2**30)
+    libc.mallopt(mmap_max, 0)
+
+
+def process_memory_mib() -> float:
+    """Return the resident memory of this process in MiB; 0 where the system does not tell."""
+    path = Path("/proc/self/status")
+    if not path.exists():
+        return 0.0
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0

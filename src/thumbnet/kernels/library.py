@@ -1,0 +1,107 @@
+"""Compiles the C kernels once per machine, loads them, and says why when it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import platformdirs
+import torch
+
+from thumbnet.engine import cpu_features, cpu_name
+
+SOURCES = ("pool_norm.c", "pool_norm.h")
+FLAGS = ("-std=c11", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+COMPILE_TIMEOUT_S = 60
+SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """The compiled kernels, or the reason why there are none."""
+
+    handle: ctypes.CDLL | None
+    why: str
+
+    def call(self, name: str, tensor: torch.Tensor, *arguments: torch.Tensor | float) -> None:
+        """Call the kernel `name` for the element type of `tensor`, which is its first argument.
+
+        Tensors are passed as pointers, floats as C floats, integers as C longs; memory layout is the caller's duty.
+        """
+        assert self.handle is not None
+        function = getattr(self.handle, f"{name}_{SUFFIXES[tensor.dtype]}")
+        function(*(_c_argument(argument) for argument in (tensor, *arguments)))
+
+
+def _c_argument(argument: torch.Tensor | float) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_long:
+    if isinstance(argument, torch.Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_long(argument)
+
+
+@functools.cache
+def load_library() -> Library:
+    """Compile the kernels if this machine has not yet, and load them; `THUMBNET_KERNELS=0` does without."""
+    if os.environ.get("THUMBNET_KERNELS") == "0":
+        return Library(handle=None, why="turned off by THUMBNET_KERNELS=0")
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    openmp = _loaded_openmp()
+    if openmp is None:
+        return Library(handle=None, why="PyTorch's OpenMP runtime was not found")
+    folder = Path(str(resources.files("thumbnet.kernels")))
+    # -march=native makes the result fit this processor alone, so the processor is part of the name.
+    key = hashlib.sha256("\n".join([cpu_name(), *sorted(cpu_features()), *FLAGS, openmp]).encode())
+    for source in SOURCES:
+        key.update((folder / source).read_bytes())
+    path = platformdirs.user_cache_path("thumbnet") / f"kernels-{key.hexdigest()[:16]}.so"
+    if not path.exists():
+        if compiler is None:
+            return Library(handle=None, why="no C compiler (cc, gcc or clang) was found")
+        reason = _compile(compiler, folder / SOURCES[0], path, openmp)
+        if reason:
+            return Library(handle=None, why=reason)
+    try:
+        return Library(handle=ctypes.CDLL(str(path)), why=f"compiled C kernels, {path}")
+    except OSError as error:
+        return Library(handle=None, why=f"the compiled kernels do not load: {error}")
+
+
+def _compile(compiler: str, source: Path, path: Path, openmp: str) -> str:
+    """Compile to `path`, atomically; return why not, or nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            built, compiled = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
+            for command in (
+                [compiler, *FLAGS, "-c", str(source), "-o", str(built)],
+                # Linking PyTorch's own OpenMP keeps one pool of threads: two would spin against each other.
+                [compiler, "-shared", str(built), openmp, "-lm", "-o", str(compiled)],
+            ):
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+            compiled.rename(path)
+    except subprocess.CalledProcessError as error:
+        first_line = (error.stderr or "").strip().splitlines()[:1]
+        return f"{compiler} failed: {first_line[0] if first_line else error.returncode}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"compiling failed: {error}"
+    return ""
+
+
+def _loaded_openmp() -> str | None:
+    """Return the path of the GNU OpenMP runtime that PyTorch has loaded."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    for line in maps.read_text(encoding="utf-8", errors="replace").splitlines():
+        path = line.split(maxsplit=5)[-1]
+        if Path(path).name.startswith("libgomp"):
+            return path
+    return None

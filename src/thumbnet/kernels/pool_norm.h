@@ -1,0 +1,129 @@
+/* Pooling and response normalization over channels-last tensors, for one element type.
+ *
+ * Included once per type with: VALUE (the element), NAME(x) (suffixes a function), LOAD(v) and STORE(f) (to and from
+ * float). Tensors are [images, height, width, channels] in memory; every loop over channels is contiguous and
+ * vectorizes.
+ */
+
+static inline void NAME(load)(const VALUE* restrict from, float* restrict to, long channels) {
+    for (long c = 0; c < channels; c++) to[c] = LOAD(from[c]);
+}
+
+/* Max pooling, windows clipped at the borders; with `relu`, of max(x, 0). `winner` keeps which of the window's
+ * kernel * kernel positions won, 255 where ReLU cut the maximum off, so that backward needs neither input nor output.
+ */
+void NAME(max_pool_forward)(const VALUE* restrict input, VALUE* restrict output, uint8_t* restrict winner, long images,
+                            long height, long width, long channels, long out_height, long out_width, long kernel,
+                            long stride, long top, long left, long relu) {
+#pragma omp parallel for collapse(2) schedule(static)
+    for (long n = 0; n < images; n++) {
+        for (long oy = 0; oy < out_height; oy++) {
+            float best[MAX_CHANNELS], row[MAX_CHANNELS];
+            int32_t which[MAX_CHANNELS];
+            for (long ox = 0; ox < out_width; ox++) {
+                long y0 = oy * stride - top, x0 = ox * stride - left;
+                for (long c = 0; c < channels; c++) best[c] = -INFINITY, which[c] = 0;
+                for (long ky = 0; ky < kernel; ky++) {
+                    if (y0 + ky < 0 || y0 + ky >= height) continue;
+                    for (long kx = 0; kx < kernel; kx++) {
+                        if (x0 + kx < 0 || x0 + kx >= width) continue;
+                        NAME(load)(input + ((n * height + y0 + ky) * width + x0 + kx) * channels, row, channels);
+                        int32_t position = (int32_t)(ky * kernel + kx);
+                        for (long c = 0; c < channels; c++) {
+                            /* A NaN wins and stays, as in torch: it must reach the loss and be seen. */
+                            int take = (row[c] > best[c]) | (row[c] != row[c]);
+                            best[c] = take ? row[c] : best[c];
+                            which[c] = take ? position : which[c];
+                        }
+                    }
+                }
+                long at = ((n * out_height + oy) * out_width + ox) * channels;
+                if (relu)
+                    for (long c = 0; c < channels; c++) {
+                        which[c] = best[c] <= 0 ? 255 : which[c];
+                        best[c] = best[c] <= 0 ? 0 : best[c];
+                    }
+                for (long c = 0; c < channels; c++) output[at + c] = STORE(best[c]);
+                for (long c = 0; c < channels; c++) winner[at + c] = (uint8_t)which[c];
+            }
+        }
+    }
+}
+
+/* Gathers: each input position sums the gradients of the windows it won, so nothing is zeroed or written twice. */
+void NAME(max_pool_backward)(const VALUE* restrict gradient, const uint8_t* restrict winner,
+                             VALUE* restrict input_gradient, long images, long height, long width, long channels,
+                             long out_height, long out_width, long kernel, long stride, long top, long left) {
+#pragma omp parallel for collapse(2) schedule(static)
+    for (long n = 0; n < images; n++) {
+        for (long y = 0; y < height; y++) {
+            float sum[MAX_CHANNELS];
+            for (long x = 0; x < width; x++) {
+                for (long c = 0; c < channels; c++) sum[c] = 0;
+                for (long ky = (y + top) % stride; ky < kernel; ky += stride) {
+                    long oy = (y + top - ky) / stride;
+                    if (y + top < ky || oy >= out_height) continue;
+                    for (long kx = (x + left) % stride; kx < kernel; kx += stride) {
+                        long ox = (x + left - kx) / stride;
+                        if (x + left < kx || ox >= out_width) continue;
+                        long at = ((n * out_height + oy) * out_width + ox) * channels;
+                        uint8_t position = (uint8_t)(ky * kernel + kx);
+                        for (long c = 0; c < channels; c++)
+                            sum[c] += winner[at + c] == position ? LOAD(gradient[at + c]) : 0.0f;
+                    }
+                }
+                VALUE* to = input_gradient + ((n * height + y) * width + x) * channels;
+                for (long c = 0; c < channels; c++) to[c] = STORE(sum[c]);
+            }
+        }
+    }
+}
+
+/* y = x * (bias + alpha * band(x^2))^-0.75 over rows of channels; with `relu`, of max(x, 0). */
+void NAME(lrn_forward)(const VALUE* restrict input, VALUE* restrict output, long rows, long channels, long radius,
+                       float bias, float alpha, long relu) {
+#pragma omp parallel
+    {
+        float x[MAX_CHANNELS], s[MAX_CHANNELS], padded[MAX_CHANNELS + 2 * MAX_RADIUS] = {0};
+#pragma omp for schedule(static)
+        for (long r = 0; r < rows; r++) {
+            NAME(load)(input + r * channels, x, channels);
+            if (relu)
+                for (long c = 0; c < channels; c++) x[c] = x[c] <= 0 ? 0 : x[c];
+            for (long c = 0; c < channels; c++) padded[radius + c] = x[c] * x[c];
+            band_sum(padded, s, channels, radius);
+            for (long c = 0; c < channels; c++) s[c] = bias + alpha * s[c];
+            power_minus_three_quarters(s, channels);
+            for (long c = 0; c < channels; c++) output[r * channels + c] = STORE(x[c] * s[c]);
+        }
+    }
+}
+
+/* dx = g s^-b - 2 a b x band(g x s^(-b-1)), with s computed again from the input: cheaper than keeping it. */
+void NAME(lrn_backward)(const VALUE* restrict gradient, const VALUE* restrict input, VALUE* restrict input_gradient,
+                        long rows, long channels, long radius, float bias, float alpha, long relu) {
+#pragma omp parallel
+    {
+        float x[MAX_CHANNELS], g[MAX_CHANNELS], s[MAX_CHANNELS], scale[MAX_CHANNELS], inner[MAX_CHANNELS];
+        float padded[MAX_CHANNELS + 2 * MAX_RADIUS] = {0};
+#pragma omp for schedule(static)
+        for (long r = 0; r < rows; r++) {
+            const VALUE* from = input + r * channels;
+            NAME(load)(from, x, channels);
+            NAME(load)(gradient + r * channels, g, channels);
+            if (relu)
+                for (long c = 0; c < channels; c++) x[c] = x[c] <= 0 ? 0 : x[c];
+            for (long c = 0; c < channels; c++) padded[radius + c] = x[c] * x[c];
+            band_sum(padded, s, channels, radius);
+            for (long c = 0; c < channels; c++) scale[c] = s[c] = bias + alpha * s[c];
+            power_minus_three_quarters(scale, channels);
+            for (long c = 0; c < channels; c++) padded[radius + c] = g[c] * x[c] * scale[c] / s[c];
+            band_sum(padded, inner, channels, radius);
+            float factor = 2 * 0.75f * alpha;
+            for (long c = 0; c < channels; c++) {
+                float dx = g[c] * scale[c] - factor * x[c] * inner[c];
+                input_gradient[r * channels + c] = STORE(relu && x[c] == 0 ? 0.0f : dx);
+            }
+        }
+    }
+}

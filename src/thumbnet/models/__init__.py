@@ -1,0 +1,29 @@
+"""The networks, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from thumbnet.config import ModelConfig
+from thumbnet.errors import UsageError, did_you_mean
+from thumbnet.models.classic import build_classic
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"classic": build_classic}
+
+
+def build_model(config: ModelConfig, *, num_classes: int, crop: int, channels: int = 3) -> nn.Module:
+    """Build a network from images [N, channels, crop, crop] to logits [N, num_classes], with fresh weights.
+
+    The weights are drawn from torch's global generator: seed it first for a repeatable start.
+
+    Raises:
+        UsageError: the network's name or one of its options is unknown.
+    """
+    if config.name not in MODELS:
+        raise UsageError(f"unknown model '{config.name}'{did_you_mean(config.name, MODELS)}")
+    try:
+        return MODELS[config.name](num_classes=num_classes, crop=crop, channels=channels, **config.options)
+    except TypeError as error:
+        raise UsageError(f"model '{config.name}': {error}") from error

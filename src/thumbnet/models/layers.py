@@ -1,0 +1,149 @@
+"""Layers that PyTorch lacks, or does with other semantics: TensorFlow's SAME max pool and local response normalization.
+
+On processors both run as one fused C pass each way where the compiled kernels are at hand, else in plain torch; the two
+agree to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thumbnet.kernels import load_library
+
+# Limits of the C kernels (MAX_CHANNELS, MAX_RADIUS of pool_norm.c).
+MAX_CHANNELS, MAX_RADIUS = 1024, 16
+
+
+def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return the (before, after) padding of TensorFlow's SAME along one side; the odd pixel goes after."""
+    outputs = -(-side // stride)
+    total = max((outputs - 1) * stride + kernel - side, 0)
+    return total // 2, total - total // 2
+
+
+class SameMaxPool(nn.Module):
+    """Max pooling with SAME padding: [N, C, H, W] -> [N, C, ceil(H/stride), ceil(W/stride)], ReLU after it on request.
+
+    ReLU and maximum commute; after pooling there is a quarter of the values left to clip.
+    """
+
+    def __init__(self, kernel: int, stride: int, *, relu: bool = False) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.relu = kernel, stride, relu
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Pool over the two last dimensions."""
+        if _kernels_take(images_NCHW):
+            pooled: Tensor = _MaxPool.apply(images_NCHW, self.kernel, self.stride, self.relu)
+            return pooled
+        (top, bottom), (left, right) = (same_padding(side, self.kernel, self.stride) for side in images_NCHW.shape[-2:])
+        # Padding must never win the maximum.
+        padded = F.pad(images_NCHW, (left, right, top, bottom), value=float("-inf"))
+        output = F.max_pool2d(padded, self.kernel, self.stride)
+        return F.relu(output) if self.relu else output
+
+    def extra_repr(self) -> str:
+        """Show window, stride, ReLU."""
+        return f"{self.kernel}, stride={self.stride}, relu={self.relu}"
+
+
+class LocalResponseNorm(nn.Module):
+    """Response normalization across channels, as TensorFlow's `lrn` defines it; of max(x, 0) with `relu`.
+
+    y = x / (bias + alpha * sum of x^2 over the channel and `radius` neighbours each side) ^ 0.75, for [N, C, H, W].
+    `alpha` multiplies the sum (torch's `local_response_norm` divides its alpha by the window's size).
+    """
+
+    def __init__(self, *, radius: int, bias: float, alpha: float, relu: bool = False) -> None:
+        super().__init__()
+        self.radius, self.bias, self.alpha, self.relu = radius, bias, alpha, relu
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Normalize; the result has the input's type and memory format."""
+        if _kernels_take(images_NCHW) and self.radius <= MAX_RADIUS:
+            normalized: Tensor = _ResponseNorm.apply(images_NCHW, self.radius, self.bias, self.alpha, self.relu)
+            return normalized
+        x = F.relu(images_NCHW) if self.relu else images_NCHW
+        # alpha is about 1e-4 and would vanish beside the bias in bf16, so s is float32 whatever the input is.
+        s = self.bias + self.alpha * band_sum(x * x, self.radius).float()
+        # s^-0.75 as r sqrt(r), r = rsqrt(s), which costs a tenth of a power.
+        r = s.rsqrt()
+        return (x * (r * r.sqrt())).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the constants."""
+        return f"radius={self.radius}, bias={self.bias}, alpha={self.alpha:.3g}, relu={self.relu}"
+
+
+def band_sum(values_NCHW: Tensor, radius: int) -> Tensor:
+    """Sum each channel's neighbourhood of `radius` to each side, as one product with a banded matrix of ones.
+
+    The product runs on the machine's matrix units, where padding and pooling take many passes over memory.
+    """
+    channel = torch.arange(values_NCHW.shape[1], device=values_NCHW.device)
+    band_CC = ((channel[:, None] - channel[None, :]).abs() <= radius).to(values_NCHW.dtype)
+    return F.conv2d(values_NCHW, band_CC[:, :, None, None])
+
+
+def _kernels_take(images_NCHW: Tensor) -> bool:
+    """Tell whether the C kernels can have this tensor."""
+    return (
+        images_NCHW.device.type == "cpu"
+        and images_NCHW.dtype in (torch.float32, torch.bfloat16)
+        and images_NCHW.shape[1] <= MAX_CHANNELS
+        and load_library().handle is not None
+    )
+
+
+class _MaxPool(torch.autograd.Function):
+    """The C kernels `max_pool_forward` and `max_pool_backward`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: int, stride: int, relu: bool) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        N, C, H, W = x.shape
+        (top, _), (left, _) = same_padding(H, kernel, stride), same_padding(W, kernel, stride)
+        output = _empty_channels_last(x, (N, C, -(-H // stride), -(-W // stride)))
+        winner = _empty_channels_last(x, output.shape, dtype=torch.uint8)
+        ctx.geometry = (N, H, W, C, output.shape[2], output.shape[3], kernel, stride, top, left)
+        load_library().call("max_pool_forward", x, output, winner, *ctx.geometry, int(relu))
+        ctx.save_for_backward(winner)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        (winner,) = ctx.saved_tensors
+        N, H, W, C = ctx.geometry[:4]
+        input_gradient = _empty_channels_last(gradient, (N, C, H, W))
+        load_library().call("max_pool_backward", gradient, winner, input_gradient, *ctx.geometry)
+        return input_gradient, None, None, None
+
+
+class _ResponseNorm(torch.autograd.Function):
+    """The C kernels `lrn_forward` and `lrn_backward`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, radius: int, bias: float, alpha: float, relu: bool) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        output = torch.empty_like(x)
+        ctx.constants = (x.numel() // x.shape[1], x.shape[1], radius, float(bias), float(alpha), int(relu))
+        load_library().call("lrn_forward", x, output, *ctx.constants)
+        ctx.save_for_backward(x)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        (x,) = ctx.saved_tensors
+        input_gradient = torch.empty_like(x)
+        load_library().call("lrn_backward", gradient, x, input_gradient, *ctx.constants)
+        return input_gradient, None, None, None, None
+
+
+def _empty_channels_last(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)

@@ -1,0 +1,80 @@
+"""What a training tells while it runs: smoothed losses, speed, time left."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from thumbnet.monitor.console import StepReport
+
+# The tutorial's decay of the displayed losses.
+LOSS_DECAY = 0.9
+
+
+def smooth(smoothed: dict[str, float], losses: dict[str, float]) -> None:
+    """Move each named moving average (in place) towards its new value; the first value starts it."""
+    for name, value in losses.items():
+        smoothed[name] = LOSS_DECAY * smoothed[name] + (1 - LOSS_DECAY) * value if name in smoothed else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The length of a training and where it stands."""
+
+    steps: int
+    """Steps in all."""
+    steps_per_epoch: float
+    time_limit_s: float
+    """0 for no limit."""
+
+    def done(self, step: int, train_s: float) -> float:
+        """Return the share of the training that is done, 0 to 1: by steps, or by time where that runs out first."""
+        by_steps = step / self.steps
+        by_time = train_s / self.time_limit_s if self.time_limit_s else 0.0
+        return min(max(by_steps, by_time), 1.0)
+
+
+class Window:
+    """Sums over the steps since the last step line."""
+
+    def __init__(self) -> None:
+        self.restart(wait_s=0.0)
+
+    def restart(self, *, wait_s: float) -> None:
+        """Begin a new window; `wait_s` is the input's total wait so far."""
+        self.steps, self.accuracy_sum = 0, 0.0
+        self._started, self._excluded_s, self._wait_s = time.perf_counter(), 0.0, wait_s
+
+    def add(self, accuracy: float) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.accuracy_sum += accuracy
+
+    def exclude(self, seconds: float) -> None:
+        """Leave evaluation time out of this window's speed."""
+        self._excluded_s += seconds
+
+    def report(
+        self, *, step: int, schedule: Schedule, batch_size: int, loss: float, smoothed_loss: float, rate: float,
+        wait_s: float, done: float,
+    ) -> StepReport:
+        """Return the step line of this window."""
+        seconds = max(time.perf_counter() - self._started - self._excluded_s, 1e-9)
+        seconds_per_step = seconds / self.steps
+        remaining_s = (1 - done) * schedule.steps * seconds_per_step
+        if schedule.time_limit_s:
+            remaining_s = min(remaining_s, (1 - done) * schedule.time_limit_s)
+        return StepReport(
+            step=step,
+            steps=schedule.steps,
+            epoch=step / schedule.steps_per_epoch,
+            epochs=schedule.steps / schedule.steps_per_epoch,
+            loss=loss,
+            smoothed_loss=smoothed_loss,
+            accuracy=self.accuracy_sum / self.steps,
+            images_per_second=batch_size / seconds_per_step,
+            wait_fraction=(wait_s - self._wait_s) / seconds,
+            seconds_per_batch=seconds_per_step,
+            learning_rate=rate,
+            eta_s=remaining_s,
+        )
