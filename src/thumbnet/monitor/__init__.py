@@ -1,0 +1,1 @@
+"""What a training shows of itself: step lines, TensorBoard, health checks, signals."""

@@ -1,0 +1,104 @@
+"""Whether a training step may be applied: finite loss and gradients; and whether its loss is out of the ordinary."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from thumbnet.errors import DivergedError
+
+
+class GradientCheck:
+    """Checks each step's loss and gradients in one pass over the gradients, before the update is applied.
+
+    A norm is NaN or infinite if any value under it is, so one fused norm answers for every gradient, and the norm is of
+    use itself. Only when it is not finite are the gradients looked at one by one, to name the culprit.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    def check(self, step: int, loss: Tensor, *, loss_scale: float = 1.0) -> tuple[float, float]:
+        """Return (loss, gradient norm) of a step whose backward has run; call it before the update.
+
+        Args:
+            step: number of the step, for the message.
+            loss: the loss, a scalar tensor, not scaled.
+            loss_scale: factor that the gradients carry (fp16), taken out of the norm.
+
+        Raises:
+            DivergedError: the loss or a gradient is not finite. The weights are as they were before the step.
+        """
+        gradients = [parameter.grad for _, parameter in self._named if parameter.grad is not None]
+        values = [loss.detach().float()]
+        if gradients:
+            values.append(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float()))
+        # The only host synchronisation of the check.
+        loss_value, norm = (*torch.stack(values).tolist(), 0.0)[:2]
+        if not math.isfinite(loss_value):
+            raise DivergedError(_message(step, f"loss = {_spell(loss_value)}"))
+        if not math.isfinite(norm):
+            norm = self._exact_norm(step, loss_value)
+        return loss_value, norm / loss_scale
+
+    def _exact_norm(self, step: int, loss: float) -> float:
+        """Name the first gradient that is not finite; when all are, the norm overflowed: return it from float64."""
+        squares = 0.0
+        for name, parameter in self._named:
+            if parameter.grad is None:
+                continue
+            bad = parameter.grad.numel() - int(torch.isfinite(parameter.grad).sum())
+            if bad:
+                what = f"{bad:,} of {parameter.grad.numel():,} values of the gradient of {name} not finite"
+                raise DivergedError(_message(step, f"{what} (loss = {loss:.4g})"))
+            squares += float(parameter.grad.double().square().sum())
+        return math.sqrt(squares)
+
+
+def _message(step: int, what: str) -> str:
+    return (
+        f"step {step}: Model diverged with {what}\n"
+        "the update was not applied, the weights are those of the step before; a lower learning rate usually helps"
+    )
+
+
+def _spell(value: float) -> str:
+    """Spell a value that is not finite as the tutorial does."""
+    return "NaN" if math.isnan(value) else f"{value}"
+
+
+class SpikeDetector:
+    """Notices losses that are finite and yet out of the ordinary.
+
+    A spike is a loss above `factor` times the smoothed loss that also lies ten deviations above it: with batches of a
+    single picture, losses several times their mean are ordinary.
+    """
+
+    def __init__(self, *, factor: float = 3.0, decay: float = 0.98, warmup_steps: int = 50) -> None:
+        self._factor, self._decay, self._warmup = factor, decay, warmup_steps
+        self._count = 0
+        self._mean = 0.0
+        self._variance = 0.0
+        self._in_spike = False
+
+    def update(self, step: int, loss: float) -> str | None:
+        """Take in a step's loss; return a line for the log when a spike begins, else None."""
+        deviation = math.sqrt(self._variance)
+        limit = max(self._factor * self._mean, self._mean + 10 * deviation)
+        spike = self._count >= self._warmup and loss > limit
+        begins = spike and not self._in_spike
+        self._in_spike = spike
+        mean = self._mean
+        # Winsorized: one spike must not raise the bar for the next.
+        self._follow(min(loss, limit) if self._count >= self._warmup else loss)
+        return f"step {step}: loss spiked to {loss:.4g}, recent mean {mean:.4g}" if begins else None
+
+    def _follow(self, loss: float) -> None:
+        """Move mean and variance; the first steps weigh equally, so that the start is not a bias."""
+        self._count += 1
+        share = max(1 - self._decay, 1 / self._count)
+        difference = loss - self._mean
+        self._mean += share * difference
+        self._variance = (1 - share) * (self._variance + share * difference * difference)

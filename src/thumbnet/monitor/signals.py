@@ -1,0 +1,67 @@
+"""Stopping on request: the first SIGINT or SIGTERM asks, a second one exits at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR = b"\x1b[?25h\n"
+
+_Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+class StopSignal:
+    """While entered, turns SIGINT and SIGTERM into a request that the training loop looks at after each step.
+
+    A second signal ends the process at once with 128 + its number, as shells report it (130 or 143): nothing is saved,
+    flushed or unwound, since whatever the program was doing may be what hangs. Leaving restores the former handlers.
+
+    Python lets only the main thread handle signals: entered in another thread, this does nothing and `active` is False.
+
+    Attributes:
+        requested: number of the first signal, or None while there was none.
+        active: whether signals are being handled.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self.active = False
+        self._previous: dict[int, _Handler] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """The process's exit code: 0 without a request, else 128 + the signal's number."""
+        return 0 if self.requested is None else 128 + self.requested
+
+    def __enter__(self) -> StopSignal:
+        """Take over both signals."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            self.active = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give both signals back."""
+        for number, handler in self._previous.items():
+            # None stands for a handler that was not installed from Python and cannot be set from it.
+            if handler is not None:
+                signal.signal(number, handler)
+        self._previous = {}
+        self.active = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Remember the first signal; exit on the second."""
+        if self.requested is None:
+            self.requested = number
+            return
+        if sys.__stderr__ is not None and sys.__stderr__.isatty():
+            # A live status line hides the cursor, and no clean-up will run to show it again.
+            os.write(sys.__stderr__.fileno(), _SHOW_CURSOR)
+        os._exit(128 + number)

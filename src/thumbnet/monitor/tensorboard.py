@@ -1,0 +1,192 @@
+"""Summaries for TensorBoard: scalars, histograms of weights, gradients and activations, images, the graph."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thumbnet.models.layers import SameMaxPool
+from thumbnet.monitor.event_file import EventFile
+from thumbnet.monitor.graph import graph_def
+from thumbnet.monitor.histograms import Histogram, histogram, zero_fraction
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+_MAX_POOLS = (nn.MaxPool2d, SameMaxPool)
+# What changes no value, or only by a rule that is seen in the layer before: not layers of their own.
+_NOT_LAYERS = (nn.ReLU, nn.GELU, nn.Flatten, nn.Dropout, nn.Identity)
+_MOSAIC = (4, 8)
+
+
+class Summaries:
+    """Writes what TensorBoard shows of a run. Everything is encoded and written on a thread of its own.
+
+    Args:
+        folder: folder of event files; several writers may share it.
+        purge_step: on resuming, the step that comes next: what was written for it and later is hidden.
+
+    Raises:
+        OSError: the folder or file cannot be created.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
+        self._events = EventFile(folder, purge_step=purge_step)
+
+    @property
+    def failure(self) -> OSError | None:
+        """Why writing was given up (disk full), or None; the training need not stop for it."""
+        return self._events.failure
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers by tag; the part of a tag before the first slash is its group."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        copies = dict(values)
+        self._events.add_values(
+            step, lambda: [Summary.Value(tag=tag, simple_value=value) for tag, value in copies.items()]
+        )
+
+    def parameters(self, step: int, model: nn.Module, *, loss_scale: float = 1.0) -> None:
+        """Write a histogram of each weight and gradient: call it after backward and before the update.
+
+        Args:
+            step: the step.
+            model: its parameters are taken, with their `grad` where there is one.
+            loss_scale: factor that the gradients carry (fp16), taken out.
+        """
+        histograms = {}
+        for name, parameter in model.named_parameters():
+            layer, _, kind = name.rpartition(".")
+            suffix = layer if kind == "weight" else name
+            histograms[f"weights/{suffix}"] = histogram(parameter)
+            if parameter.grad is not None:
+                scaled = parameter.grad if loss_scale == 1 else parameter.grad / loss_scale
+                histograms[f"gradients/{suffix}"] = histogram(scaled)
+        self._add_histograms(step, histograms)
+
+    @contextlib.contextmanager
+    def activations(self, step: int, model: nn.Module) -> Iterator[None]:
+        """Write histogram and sparsity of each layer's output, of the forward pass within this context.
+
+        Layers are the direct children of the network but for activation functions, flattening and dropout. A layer that
+        a ReLU follows, at once or after max pooling (the two commute), is shown as the ReLU makes it: that is what the
+        tutorial calls its activation.
+        """
+        histograms: dict[str, Histogram] = {}
+        sparsity: dict[str, float] = {}
+        rectified = rectified_layers(model)
+
+        def look(name: str, output: object) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                histograms[f"activations/{name}"] = histogram(output, rectify=name in rectified)
+                sparsity[f"sparsity/{name}"] = zero_fraction(output, rectify=name in rectified)
+
+        hooks = [
+            layer.register_forward_hook(lambda _module, _input, output, name=name: look(name, output))
+            for name, layer in model.named_children()
+            if not isinstance(layer, _NOT_LAYERS)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._add_histograms(step, histograms)
+        self.scalars(step, sparsity)
+
+    def images(self, step: int, images_NCHW: Tensor, *, tag: str = "input/images") -> None:
+        """Write the first images of a batch as one mosaic, each stretched to its own least and greatest value.
+
+        Args:
+            step: the step.
+            images_NCHW: floating or uint8, 1 or 3 channels, any range.
+            tag: its tag.
+        """
+        rows, columns = _MOSAIC
+        first = images_NCHW[: rows * columns].detach().float().clone()
+        self._events.add_values(step, lambda: [_image_value(tag, mosaic(first, columns))])
+
+    def graph(self, model: nn.Module, example: Tensor) -> None:
+        """Write the network's layers and how they are connected, from one forward pass of `example` [N, C, H, W]."""
+        self._events.add_graph(graph_def(model, example))
+
+    def close(self) -> None:
+        """Write what is queued and close the event file."""
+        self._events.close()
+
+    def __enter__(self) -> Summaries:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close."""
+        self.close()
+
+    def _add_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        self._events.add_values(step, lambda: [_histogram_value(tag, counted) for tag, counted in histograms.items()])
+
+
+def rectified_layers(model: nn.Module) -> frozenset[str]:
+    """Return the children of a sequential network whose output goes through a ReLU, at once or after max pooling."""
+    names: set[str] = set()
+    if isinstance(model, nn.Sequential):
+        rectified = False
+        for name, layer in reversed(list(model.named_children())):
+            if rectified:
+                names.add(name)
+            rectified = isinstance(layer, nn.ReLU) or (rectified and isinstance(layer, _MAX_POOLS))
+    return frozenset(names)
+
+
+def mosaic(images_NCHW: Tensor, columns: int) -> np.ndarray:
+    """Lay images out in rows, with a border of one pixel: uint8 [rows * (H + 1) - 1, columns * (W + 1) - 1, C]."""
+    N, C, H, W = images_NCHW.shape
+    flat = images_NCHW.flatten(1)
+    low, high = flat.min(1).values.view(N, 1, 1, 1), flat.max(1).values.view(N, 1, 1, 1)
+    pixels = (images_NCHW - low) / (high - low).clamp_min(1e-12) * 255
+    rows = math.ceil(N / columns)
+    sheet = torch.full((rows * (H + 1), columns * (W + 1), C), 255, dtype=torch.uint8)
+    for i, image in enumerate(pixels.round().to(torch.uint8).permute(0, 2, 3, 1)):
+        top, left = i // columns * (H + 1), i % columns * (W + 1)
+        sheet[top : top + H, left : left + W] = image
+    return sheet[:-1, :-1].numpy(force=True)
+
+
+def _image_value(tag: str, pixels_HWC: np.ndarray) -> Summary.Value:
+    """Encode an image as PNG."""
+    from PIL import Image
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    height, width, channels = pixels_HWC.shape
+    file = io.BytesIO()
+    Image.fromarray(pixels_HWC.squeeze(2) if channels == 1 else pixels_HWC).save(file, "PNG", compress_level=1)
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue())
+    return Summary.Value(tag=tag, image=image)
+
+
+def _histogram_value(tag: str, counted: Histogram) -> Summary.Value:
+    """Encode a histogram."""
+    from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+
+    limits = np.linspace(counted.low, counted.high, len(counted.counts) + 1)[1:]
+    return Summary.Value(
+        tag=tag,
+        histo=HistogramProto(
+            min=counted.low,
+            max=counted.high,
+            num=float(counted.counts.sum()),
+            sum=counted.total,
+            sum_squares=counted.total_squares,
+            bucket_limit=limits.tolist(),
+            bucket=counted.counts.astype(float).tolist(),
+        ),
+    )
