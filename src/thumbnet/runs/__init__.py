@@ -1,0 +1,1 @@
+"""Runs: their folders, checkpoints, locks, and how they are found again."""

@@ -1,0 +1,87 @@
+"""Writing files so that a crash, a kill or a full disk never leaves half of one under its final name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def write_new_file(path: Path, data: bytes) -> None:
+    """Write a file that does not exist yet and wait until it is on the disk.
+
+    Raises:
+        OSError: the file exists, or the disk refuses.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:  # a disk that is nearly full takes a part, and refuses the next write
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: a rename is not durable before.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give a file new content: readers see the old one or the new one, never a part.
+
+    Raises:
+        OSError: the disk refuses; the old content stands.
+    """
+    beside = path.with_name(f".tmp-{path.name}")
+    beside.unlink(missing_ok=True)
+    try:
+        write_new_file(beside, data)
+        beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def read_regular_file(path: Path, limit_bytes: int) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        OSError: there is no such file, it is not a regular one (a pipe would block for ever), it is larger than
+            `limit_bytes`, or the disk refuses.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if status.st_size > limit_bytes:
+        raise OSError(errno.EFBIG, f"{status.st_size} bytes, expected at most {limit_bytes}", str(path))
+    with path.open("rb") as file:
+        return file.read(limit_bytes)
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Return whether a write failed for want of space: disk, quota or file-size limit."""
+    return error.errno in _DISK_FULL
+
+
+def remedy(error: OSError) -> str:
+    """Return what to do about a failed write, in the imperative."""
+    if is_disk_full(error):
+        return "free some space on that disk"
+    if error.errno in _NOT_WRITABLE:
+        return "make the folder writable, or choose another with --out"
+    return "check that disk, or choose another with --out"

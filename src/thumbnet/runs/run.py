@@ -1,0 +1,358 @@
+"""The folder of a run, never overwritten: made, locked, filled, finished, and found again.
+
+runs/quick-20260102-030405/
+  recipe.toml      everything that decides what the training computes
+  run.json         command, versions, machine, time of creation
+  metrics.jsonl    one line of numbers for each report
+  log.txt          the lines of the console
+  checkpoints/     see `thumbnet.runs.checkpoint`
+  tensorboard/  evaluation/
+  result.json      when the training has finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import difflib
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+import thumbnet
+from thumbnet import engine
+from thumbnet.config import Recipe, load_recipe, recipe_to_dict
+from thumbnet.errors import CheckpointError, ThumbnetError, UsageError, did_you_mean
+from thumbnet.runs.checkpoint import tidy_folder
+from thumbnet.runs.files import is_disk_full, remedy, replace_file
+from thumbnet.runs.store import CheckpointStore
+
+RUN_FILE, RECIPE_FILE, RESULT_FILE = "run.json", "recipe.toml", "result.json"
+METRICS_FILE, LOCK_FILE = "metrics.jsonl", ".lock"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}")
+_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.05
+_LISTED_RUNS = 8
+
+
+class Run:
+    """One training and everything it leaves, in a folder of its own."""
+
+    def __init__(self, path: Path, recipe: Recipe, created: str) -> None:
+        """Refer to an existing run; use `create` or `open`."""
+        self.path = path
+        self.recipe = recipe
+        self.created = created
+        self.checkpoints = CheckpointStore(path / "checkpoints", keep=recipe.train.keep)
+
+    @classmethod
+    def create(cls, out: Path, recipe: Recipe, name: str | None = None) -> Run:
+        """Make the folder of a new run; none that exists is ever touched.
+
+        Args:
+            out: folder of the runs, made if missing.
+            recipe: written whole into the run.
+            name: name of the folder; without one, preset and local time, and a number if that is taken.
+
+        Raises:
+            UsageError: the name is taken or cannot be a name, or `out` cannot be written to.
+            ThumbnetError: the disk is full or refuses.
+        """
+        if name is not None and not _NAME.fullmatch(name):
+            raise UsageError(f"--name {name!r}: use 1 to 100 letters, digits, '-', '_' or '.', beginning with a letter")
+        path: Path | None = None
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            path = _make_folder(out, recipe, name)
+            (path / "checkpoints").mkdir()
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+            replace_file(path / RECIPE_FILE, tomli_w.dumps(recipe_to_dict(recipe)).encode())
+            # Last, since this file makes the folder a run.
+            replace_file(path / RUN_FILE, _json_bytes(_describe_run(path.name, recipe, created)))
+        except OSError as error:
+            if path is not None:
+                shutil.rmtree(path, ignore_errors=True)
+            kind = ThumbnetError if is_disk_full(error) else UsageError
+            raise kind(f"{out}: cannot make the folder of the run: {error}\nTo go on: {remedy(error)}") from error
+        return cls(path, recipe, created)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Return the run in a folder.
+
+        Raises:
+            UsageError: it is not the folder of a run, or its recipe is not one.
+            CheckpointError: its `run.json` is damaged.
+        """
+        if not (path / RUN_FILE).is_file():
+            raise UsageError(f"{path}: not the folder of a run, it has no {RUN_FILE}")
+        return cls(path, load_recipe(path / RECIPE_FILE), _created(path))
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        return f"thumbnet train --resume {shlex.quote(str(self.path))}"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for training: one process at a time; the kernel lets go of it when a process dies.
+
+        Also clears away what a killed save left.
+
+        Raises:
+            CheckpointError: another process trains this run, or the file system has no locks.
+            UsageError: the folder cannot be written to.
+        """
+        try:
+            descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot lock the run: {error}\nTo go on: {remedy(error)}") from error
+        try:
+            self._acquire(descriptor)
+            owner = {"pid": os.getpid(), "host": socket.gethostname()}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, _json_bytes(owner), 0)
+            tidy_folder(self.checkpoints.folder)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _acquire(self, descriptor: int) -> None:
+        """Take the lock, or raise `CheckpointError` that tells who has it."""
+        for attempt in range(_LOCK_TRIES):  # `is_training` of another process holds it for an instant
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if attempt + 1 < _LOCK_TRIES:
+                    time.sleep(_LOCK_PAUSE_S)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path}: this file system has no locks ({error}): use --out on another"
+                ) from error
+        owner = os.pread(descriptor, 4096, 0).decode(errors="replace")
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            values = json.loads(owner)
+            owner = f"process {values['pid']} on {values['host']}"
+        raise CheckpointError(f"{self.path}: {owner} is training this run: wait until it ends, or stop it first")
+
+    def is_training(self) -> bool:
+        """Return whether a process holds the lock of this run."""
+        try:
+            descriptor = os.open(self.path / LOCK_FILE, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return False
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append a row of numbers; it has the key `step`. NaN and infinities are written as null.
+
+        Raises:
+            ThumbnetError: the disk is full or refuses.
+        """
+        line = json.dumps(_finite_or_none(row), allow_nan=False) + "\n"
+        try:
+            with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise ThumbnetError(
+                f"{self.path / METRICS_FILE}: cannot write: {error}\n{remedy(error)}, then: {self.resume_command}"
+            ) from error
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the rows written so far; a last line that a kill tore is left out.
+
+        Raises:
+            CheckpointError: names another line that is not a row.
+        """
+        path = self.path / METRICS_FILE
+        if not path.exists():
+            return []
+        lines = path.read_bytes().splitlines()
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                rows.append({**row, "step": int(row["step"])})
+            except (ValueError, KeyError, TypeError) as error:
+                if number < len(lines):
+                    raise CheckpointError(f"{path}, line {number}: not a row of numbers: delete that line") from error
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Get ready to train on from `step`: drop rows of later steps and the result, so that no step is told twice.
+
+        Raises:
+            CheckpointError: a row is damaged.
+            ThumbnetError: the disk is full or refuses.
+        """
+        rows = [row for row in self.read_metrics() if row["step"] <= step]
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        try:
+            replace_file(self.path / METRICS_FILE, text.encode())
+            (self.path / RESULT_FILE).unlink(missing_ok=True)
+        except OSError as error:
+            raise ThumbnetError(f"{self.path}: cannot write: {error}\nTo go on: {remedy(error)}") from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has come to its end."""
+        return (self.path / RESULT_FILE).exists()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result; with it the run counts as finished. NaN and infinities are written as null.
+
+        Raises:
+            ThumbnetError: the disk is full or refuses.
+        """
+        try:
+            replace_file(self.path / RESULT_FILE, _json_bytes(_finite_or_none(result)))
+        except OSError as error:
+            raise ThumbnetError(
+                f"{self.path / RESULT_FILE}: cannot write: {error}\nTo go on: {remedy(error)}"
+            ) from error
+
+
+def find_run(out: Path, name_or_path: str | None) -> Run:
+    """Return a run by its name in `out`, its path, or the path of one of its checkpoints; None is the newest in `out`.
+
+    Newest is by the time of creation in `run.json`, whatever files were touched since.
+
+    Raises:
+        UsageError: there is no such run; lists what there is.
+        CheckpointError: the run is damaged.
+    """
+    return find_checkpoint(out, name_or_path)[0]
+
+
+def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | None]:
+    """Return a run as `find_run` does, and the step when a single checkpoint was named.
+
+    Raises:
+        UsageError: there is no such run; lists what there is.
+        CheckpointError: the run is damaged.
+    """
+    names = _run_names(out)
+    if name_or_path is None:
+        if not names:
+            raise UsageError(f"{out}: there is no run here: start one with `thumbnet train`, or give --out")
+        newest = max(names, key=lambda name: (_created(out / name), name))
+        return Run.open(out / newest), None
+    if name_or_path in names:
+        return Run.open(out / name_or_path), None
+    path = Path(name_or_path)
+    if (path / RUN_FILE).is_file():
+        return Run.open(path), None
+    step = re.fullmatch(r"step-(\d+)", path.absolute().name)
+    if step and path.is_dir() and (path.absolute().parents[1] / RUN_FILE).is_file():
+        return Run.open(path.parent.parent), int(step[1])
+    raise UsageError(f"there is no run '{name_or_path}' in {out}{_alternatives(name_or_path, names)}")
+
+
+def _alternatives(name: str, names: list[str]) -> str:
+    """Return the run whose name is close, or else the last few by name."""
+    if not names:
+        return " - there are no runs yet: start one with `thumbnet train`"
+    if difflib.get_close_matches(name, names, n=1):
+        return did_you_mean(name, names)
+    more = f" and {len(names) - _LISTED_RUNS} more" if len(names) > _LISTED_RUNS else ""
+    return f" - there are: {', '.join(names[-_LISTED_RUNS:])}{more}"
+
+
+def _run_names(out: Path) -> list[str]:
+    """Return the names of the runs in a folder, sorted."""
+    if not out.is_dir():
+        return []
+    return sorted(entry.name for entry in out.iterdir() if (entry / RUN_FILE).is_file())
+
+
+def _created(path: Path) -> str:
+    """Return when a run was made, in ISO 8601, UTC, to the microsecond: such texts sort like the times."""
+    try:
+        created = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))["created"]
+        if isinstance(created, str):
+            return created
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise CheckpointError(f"{path / RUN_FILE}: damaged: restore it, or move this run away")
+
+
+def _make_folder(out: Path, recipe: Recipe, name: str | None) -> Path:
+    """Make a folder that did not exist; mkdir decides, so two processes never get the same one."""
+    if name is not None:
+        path = out / name
+        try:
+            path.mkdir()
+        except FileExistsError:
+            raise UsageError(
+                f"--name {name}: {path} exists, and runs are never overwritten: choose another name, or go on with it: "
+                f"thumbnet train --resume {shlex.quote(str(path))}"
+            ) from None
+        return path
+    preset = re.sub(r"[^A-Za-z0-9_.+=-]", "-", recipe.preset)[:60]
+    stem = f"{preset}-{datetime.datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    number = 1
+    while True:
+        path = out / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _describe_run(name: str, recipe: Recipe, created: str) -> dict[str, Any]:
+    """Return what `run.json` holds."""
+    return {
+        "name": name,
+        "preset": recipe.preset,
+        "created": created,
+        "command": shlex.join(["thumbnet", *sys.argv[1:]]),
+        "folder": str(Path.cwd()),
+        "thumbnet": thumbnet.__version__,
+        "torch": torch.__version__,
+        "numpy": importlib.metadata.version("numpy"),
+        "python": platform.python_version(),
+        "machine": {
+            "system": platform.platform(),
+            "cpu": engine.cpu_name(),
+            "cores": engine.usable_cores(),
+            "threads": torch.get_num_threads(),
+            "host": socket.gethostname(),
+        },
+    }
+
+
+def _finite_or_none(value: Any) -> Any:
+    """Return a value as JSON can say it: floats that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite_or_none(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_none(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()

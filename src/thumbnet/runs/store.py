@@ -1,0 +1,158 @@
+"""The checkpoints of one run: which are kept, which is newest, which is best. Order is by step, never by clock."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from thumbnet.errors import CheckpointError
+from thumbnet.runs.checkpoint import (
+    Checkpoint,
+    NewerFormatError,
+    folder_name,
+    load_checkpoint,
+    missing_files,
+    read_manifest,
+    save_checkpoint,
+)
+
+_STEP_FOLDER = re.compile(r"step-(\d{8,18})")
+
+
+def _print_note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+class CheckpointStore:
+    """A folder of checkpoints, of which the newest few and the best are kept."""
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        """Look after `folder` (it need not exist yet), keeping the newest `keep` checkpoints, 1 or more."""
+        self.folder = folder
+        self.keep = keep
+
+    def save(
+        self, checkpoint: Checkpoint, metric: float | None = None, *, note: Callable[[str], None] = _print_note
+    ) -> Path:
+        """Save a checkpoint; once it is committed, delete those that are neither among the newest nor the best.
+
+        Args:
+            checkpoint: what to save.
+            metric: what the best is chosen by, larger is better; None, NaN and infinities never become best.
+            note: gets a line for each checkpoint that could not be deleted; that is no error.
+
+        Raises:
+            CheckpointError: the disk refuses, or a weight is not finite; what was saved before is as it was.
+        """
+        path = save_checkpoint(self.folder, checkpoint, metric=metric)
+        self._prune(checkpoint.step, note)
+        return path
+
+    def steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints, rising; whether they are damaged is not looked at."""
+        return [step for step in self._folders() if not missing_files(self._path(step))]
+
+    def best_step(self) -> int | None:
+        """Return the step with the largest metric (the earliest of equals), or None when no metric was measured."""
+        metrics = {step: metric for step in self.steps() if (metric := self._metric(step)) is not None}
+        return max(metrics, key=lambda step: (metrics[step], -step), default=None)
+
+    def latest(self, note: Callable[[str], None] = _print_note) -> Checkpoint:
+        """Load the newest checkpoint that is whole.
+
+        Args:
+            note: gets a line for each newer one that is damaged or not complete.
+
+        Raises:
+            CheckpointError: there is none, all are damaged, or one that would be used has a newer format.
+        """
+        folders = self._folders()
+        if not folders:
+            raise CheckpointError(f"{self.folder}: there is no checkpoint yet: start again with a new run")
+        for step in reversed(folders):
+            try:
+                checkpoint = load_checkpoint(self._path(step))
+                if checkpoint.step != step:
+                    raise CheckpointError(f"{self._path(step)}: damaged: it holds step {checkpoint.step}, not {step}")
+            except NewerFormatError:
+                raise
+            except CheckpointError as error:
+                note(f"{error}\nThe checkpoint before step {step} is tried instead")
+            else:
+                return checkpoint
+        raise CheckpointError(
+            f"{self.folder}: none of the {len(folders)} checkpoints can be used, all are damaged or not complete\n"
+            "Restore one from a backup, or start again with a new run"
+        )
+
+    def path(self, which: Literal["latest", "best"] | int) -> Path:
+        """Return the folder of the newest, the best or a given step's checkpoint; its digests are not checked yet.
+
+        Raises:
+            CheckpointError: there is no such checkpoint.
+        """
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"{self.folder}: there is no checkpoint yet")
+        if which == "latest":
+            return self._path(steps[-1])
+        if which == "best":
+            best = self.best_step()
+            if best is None:
+                raise CheckpointError(
+                    f"{self.folder}: there is no best checkpoint, since none was validated: use the latest, "
+                    "or train with --validation N"
+                )
+            return self._path(best)
+        if which not in steps:
+            raise CheckpointError(f"{self.folder}: there is no checkpoint of step {which} - there are: {steps}")
+        return self._path(which)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / folder_name(step)
+
+    def _folders(self) -> list[int]:
+        """Return the steps that have a folder, complete or not, rising."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_STEP_FOLDER.fullmatch(entry.name) for entry in self.folder.iterdir() if entry.is_dir())
+        steps = [int(match[1]) for match in matches if match]
+        return sorted(step for step in steps if self._path(step).is_dir())
+
+    def _metric(self, step: int) -> float | None:
+        try:
+            return read_manifest(self._path(step)).metric
+        except CheckpointError:
+            return None
+
+    def _is_whole(self, step: int) -> bool:
+        try:
+            load_checkpoint(self._path(step))
+        except NewerFormatError:
+            return True
+        except CheckpointError:
+            return False
+        return True
+
+    def _prune(self, saved: int, note: Callable[[str], None]) -> None:
+        """Delete what is not kept, in one rename each, so that nobody meets half of a checkpoint."""
+        # A newer step than the one just saved is what a resume fell back from. Damaged, it must not take a place.
+        usable = [step for step in self.steps() if step <= saved or self._is_whole(step)]
+        best = self.best_step()
+        kept = {saved, *usable[-self.keep :], *([best] if best in usable else [])}
+        for step in self._folders():
+            if step in kept:
+                continue
+            path = self._path(step)
+            deleted = path.with_name(f".deleted-{path.name}")
+            try:
+                if deleted.exists():
+                    shutil.rmtree(deleted)
+                path.rename(deleted)
+                shutil.rmtree(deleted)
+            except OSError as error:
+                note(f"warning: cannot delete the old checkpoint {path}: {error}: training goes on, delete it by hand")
