@@ -26,6 +26,11 @@ _MAX_POOLS = (nn.MaxPool2d, SameMaxPool)
 _NOT_LAYERS = (nn.ReLU, nn.GELU, nn.Flatten, nn.Dropout, nn.Identity)
 _MOSAIC = (4, 8)
 
+PARAMETER_SAMPLE = 2**20
+"""Most values of a weight or gradient that its histogram counts: the 2015 network's are counted whole."""
+ACTIVATION_SAMPLE = 2**16
+"""Most values of a layer's output that its histogram counts; its sparsity counts all."""
+
 
 class Summaries:
     """Writes what TensorBoard shows of a run. Everything is encoded and written on a thread of its own.
@@ -67,10 +72,10 @@ class Summaries:
         for name, parameter in model.named_parameters():
             layer, _, kind = name.rpartition(".")
             suffix = layer if kind == "weight" else name
-            histograms[f"weights/{suffix}"] = histogram(parameter)
+            histograms[f"weights/{suffix}"] = histogram(parameter, sample=PARAMETER_SAMPLE)
             if parameter.grad is not None:
                 scaled = parameter.grad if loss_scale == 1 else parameter.grad / loss_scale
-                histograms[f"gradients/{suffix}"] = histogram(scaled)
+                histograms[f"gradients/{suffix}"] = histogram(scaled, sample=PARAMETER_SAMPLE)
         self._add_histograms(step, histograms)
 
     @contextlib.contextmanager
@@ -87,7 +92,9 @@ class Summaries:
 
         def look(name: str, output: object) -> None:
             if isinstance(output, Tensor) and output.is_floating_point():
-                histograms[f"activations/{name}"] = histogram(output, rectify=name in rectified)
+                histograms[f"activations/{name}"] = histogram(
+                    output, sample=ACTIVATION_SAMPLE, rectify=name in rectified
+                )
                 sparsity[f"sparsity/{name}"] = zero_fraction(output, rectify=name in rectified)
 
         hooks = [
@@ -136,14 +143,21 @@ class Summaries:
 
 
 def rectified_layers(model: nn.Module) -> frozenset[str]:
-    """Return the children of a sequential network whose output goes through a ReLU, at once or after max pooling."""
+    """Return the children of a sequential network whose output goes through a ReLU, at once or after max pooling.
+
+    The ReLU is a layer, or part of the next one, which then has an attribute `relu` that is true.
+    """
     names: set[str] = set()
     if isinstance(model, nn.Sequential):
-        rectified = False
+        rectifies = False
         for name, layer in reversed(list(model.named_children())):
-            if rectified:
+            if rectifies:
                 names.add(name)
-            rectified = isinstance(layer, nn.ReLU) or (rectified and isinstance(layer, _MAX_POOLS))
+            rectifies = (
+                isinstance(layer, nn.ReLU)
+                or getattr(layer, "relu", False) is True
+                or (rectifies and isinstance(layer, _MAX_POOLS))
+            )
     return frozenset(names)
 
 
