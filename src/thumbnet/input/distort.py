@@ -17,7 +17,7 @@ import torch
 
 from thumbnet.config import DistortConfig
 from thumbnet.errors import UsageError
-from thumbnet.input.philox import Stream, integers, uniform
+from thumbnet.input.philox import Stream, between, integers
 
 DATASET_MEAN = (0.4914, 0.4822, 0.4465)
 """Mean of red, green and blue over the CIFAR-10 training set, on the scale 0..1."""
@@ -30,9 +30,9 @@ class Draws:
     """What chance decided, one entry for each example."""
 
     top: np.ndarray
-    """First row of the crop in the (padded) picture, int32 [n]."""
+    """First row of the crop in the (padded) picture, unsigned [n]."""
     left: np.ndarray
-    """First column of the crop in the (padded) picture, int32 [n]."""
+    """First column of the crop in the (padded) picture, unsigned [n]."""
     flip: np.ndarray
     """Whether left and right are exchanged, bool [n]."""
     brightness: np.ndarray
@@ -40,9 +40,9 @@ class Draws:
     contrast: np.ndarray
     """Factor about the mean of each channel of the crop, float32 [n]."""
     cutout_top: np.ndarray
-    """First row of the cut-out square in the crop, int32 [n]."""
+    """First row of the cut-out square in the crop, unsigned [n]."""
     cutout_left: np.ndarray
-    """First column of the cut-out square in the crop, int32 [n]."""
+    """First column of the cut-out square in the crop, unsigned [n]."""
 
     def take(self, indices: np.ndarray) -> Draws:
         """Return the draws of some examples, in the order of `indices` (integers [b])."""
@@ -80,23 +80,22 @@ def draw(count: int, config: DistortConfig, image_shape: tuple[int, int, int], *
     places = config.crop - config.cutout + 1 if config.cutout else 1
     low, high = config.contrast
 
-    def between(lowest: float, highest: float, stream: Stream) -> np.ndarray:
-        if lowest == highest:
-            return np.full(count, lowest, np.float32)
-        numbers = uniform(count, seed=seed, epoch=epoch, stream=stream)
-        return (lowest + (highest - lowest) * numbers).astype(np.float32)
-
     def below(limit: int, stream: Stream) -> np.ndarray:
-        return (
-            np.zeros(count, np.int32) if limit == 1 else integers(count, limit, seed=seed, epoch=epoch, stream=stream)
-        )
+        if limit == 1:
+            return np.broadcast_to(np.uint8(0), count)
+        return integers(count, limit, seed=seed, epoch=epoch, stream=stream)
+
+    def within(lowest: float, highest: float, stream: Stream) -> np.ndarray:
+        if lowest == highest:
+            return np.broadcast_to(np.float32(lowest), count)
+        return between(count, lowest, highest, seed=seed, epoch=epoch, stream=stream)
 
     return Draws(
         top=below(rows, Stream.TOP),
         left=below(columns, Stream.LEFT),
         flip=_flips(count, config, seed, epoch),
-        brightness=between(-config.brightness, config.brightness, Stream.BRIGHTNESS),
-        contrast=between(low, high, Stream.CONTRAST),
+        brightness=within(-config.brightness, config.brightness, Stream.BRIGHTNESS),
+        contrast=within(low, high, Stream.CONTRAST),
         cutout_top=below(places, Stream.CUTOUT_TOP),
         cutout_left=below(places, Stream.CUTOUT_LEFT),
     )
@@ -105,7 +104,7 @@ def draw(count: int, config: DistortConfig, image_shape: tuple[int, int, int], *
 def _flips(count: int, config: DistortConfig, seed: int, epoch: int) -> np.ndarray:
     """Return which examples are flipped, bool [count]."""
     if config.flip == "none":
-        return np.zeros(count, bool)
+        return np.broadcast_to(np.bool_(False), count)
     alternate = config.flip == "alternate"
     bits = integers(count, 2, seed=seed, epoch=0 if alternate else epoch, stream=Stream.FLIP).astype(bool)
     return ~bits if alternate and epoch % 2 else bits
@@ -131,7 +130,7 @@ def distort(images_NHWC: np.ndarray, draws: Draws, config: DistortConfig) -> tor
     crops_NCHW[draws.flip] = crops_NCHW[draws.flip][..., ::-1]
     out_NHWC = _adjust(crops_NCHW, draws.contrast, draws.brightness, config)
     if config.cutout:
-        for image_HWC, top, left in zip(out_NHWC, draws.cutout_top, draws.cutout_left, strict=True):
+        for image_HWC, top, left in zip(out_NHWC, draws.cutout_top.tolist(), draws.cutout_left.tolist(), strict=True):
             image_HWC[top : top + config.cutout, left : left + config.cutout] = 0
     return torch.from_numpy(out_NHWC).permute(0, 3, 1, 2)
 

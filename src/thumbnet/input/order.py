@@ -1,51 +1,105 @@
-"""Which examples come when: a pure function of (seed, epoch) and the size of the shuffling pool."""
+"""Which examples come when: a pure function of (seed, epoch) and the size of the shuffling pool.
+
+A shuffling pool is filled with the first `pool` records of the file; each draw takes one of them uniformly at random,
+and the next record of the file takes its place, as long as there is one. So the example at position i is always one of
+the first `pool + i` records: the file is read from front to back, and only the pool has to be in memory.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from thumbnet.input.philox import Stream, integers, words
+from thumbnet.input.philox import Stream, Uniform, words
 
 
 def epoch_order(count: int, *, seed: int, epoch: int, pool: int) -> np.ndarray:
     """Return the order of the examples in one epoch, each exactly once, int64 [count].
 
-    This is the order a shuffling pool gives: the pool is filled with the first `pool` records; each draw takes one of
-    them uniformly at random, and the next record of the file takes its place, as long as there is one. So the example
-    at position i is always one of the first `pool + i` records.
-
     Args:
         count: examples of the data set.
         seed: seed of the run, 0 to 2**63 - 1.
         epoch: epoch, from 0.
-        pool: records in the pool; 0 and 1 keep the order of the file, `count` or more give a full permutation.
+        pool: records in the shuffling pool; 0 and 1 keep the order of the file, `count` or more shuffle all of it.
     """
-    if pool <= 1:
-        return np.arange(count, dtype=np.int64)
-    if pool >= count:
-        return _permutation(count, seed, epoch)
+    numbers, _ = PoolOrder(count, pool=min(max(pool, 1), count), seed=seed, position=epoch * count).take(count)
+    return numbers - epoch * count
 
-    # Draw i empties slot slots[i], which record pool + i then fills. So what draw i finds there is the record put in by
-    # the draw before i of the same slot, or the slot's first record. A stable sort by slot brings those draws together.
-    draws = count - pool
-    slots = integers(draws, pool, seed=seed, epoch=epoch, stream=Stream.ORDER)
-    by_slot = np.argsort(slots.astype(np.min_scalar_type(pool - 1)), kind="stable")
-    sorted_slots = slots[by_slot]
-    same_as_before = np.empty(draws, bool)
-    same_as_before[0] = False
-    np.equal(sorted_slots[1:], sorted_slots[:-1], out=same_as_before[1:])
 
-    found = sorted_slots.astype(np.int64)
-    again = np.flatnonzero(same_as_before)
-    found[again] = pool + by_slot[again - 1]
-    order = np.empty(count, np.int64)
-    order[by_slot] = found
+class PoolOrder:
+    """The draws of a shuffling pool over epoch after epoch, in memory that grows with the pool only.
 
-    # The file has ended: what is left in the slots comes out in a random order.
-    left = np.arange(pool, dtype=np.int64)
-    left[slots] = np.arange(pool, count, dtype=np.int64)  # of several records in one slot the last one stays
-    order[draws:] = left[_permutation(pool, seed, epoch)]
-    return order
+    Records are numbered through all epochs: record r of epoch e has number e * count + r. While the pool of one epoch
+    runs empty, the records of the next one take the places that come free, but are drawn only after it. So every draw
+    lets exactly one record in: the draw at position p (counted through all epochs too) frees a slot for record number
+    p + pool.
+    """
+
+    def __init__(self, count: int, *, pool: int, seed: int, position: int) -> None:
+        """Start at a position.
+
+        Args:
+            count: examples of the data set.
+            pool: slots of the pool, 1 to `count`.
+            seed: seed of the run, 0 to 2**63 - 1.
+            position: draws already made, through all epochs.
+        """
+        if not 1 <= pool <= count:
+            raise ValueError(f"pool (={pool}) must be at least 1 and at most count (={count})")
+        self._count, self._pool, self._seed = count, pool, seed
+        epoch, drawn = divmod(position, count)
+        self.position = epoch * count
+        """Draws made so far, through all epochs."""
+        self.contents = self.position + np.arange(pool, dtype=np.int64)
+        """Number of the record in each slot, int64 [pool]."""
+        # The draws of an epoch speak of slots in the order in which its first records came in, which is where the
+        # epoch before it left room.
+        self._slot_of = np.arange(pool, dtype=np.int64)
+        self._begin_epoch()
+        if drawn:
+            self.take(drawn)
+
+    def take(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
+        """Make the next draws.
+
+        Returns:
+            The numbers of the records drawn and the slots they were drawn from, both int64 [draws].
+        """
+        parts = []
+        while draws:
+            offset = self.position % self._count
+            refilled = self._count - self._pool  # draws of the epoch that let in records of the same epoch
+            if offset < refilled:
+                step = min(draws, refilled - offset)
+                slots = self._slot_of[self._uniform.take_integers(step, self._pool)]
+            else:
+                step = min(draws, self._count - offset)
+                slots = self._tail[offset - refilled : offset - refilled + step]
+            parts.append((self._draw(slots), slots))
+            draws -= step
+            if offset + step == self._count:
+                self._slot_of = self._tail
+                self._begin_epoch()
+        numbers, slots = zip(*parts, strict=True)
+        return np.concatenate(numbers), np.concatenate(slots)
+
+    def _begin_epoch(self) -> None:
+        epoch = self.position // self._count
+        self._uniform = Uniform(seed=self._seed, epoch=epoch, stream=Stream.ORDER)
+        # When the file has ended, drawing from what is left in the pool takes the slots in a random order.
+        self._tail = self._slot_of[_permutation(self._pool, self._seed, epoch)]
+
+    def _draw(self, slots: np.ndarray) -> np.ndarray:
+        """Draw from these slots, one after the other, and let the next records in; returns the record numbers."""
+        incoming = self.position + self._pool + np.arange(len(slots), dtype=np.int64)
+        # A slot drawn more than once gives, from the second time on, the record that the draw before it let in. A stable
+        # sort by slot brings those draws together.
+        by_slot = np.argsort(slots.astype(np.min_scalar_type(self._pool - 1)), kind="stable")
+        again = np.flatnonzero(np.diff(slots[by_slot]) == 0) + 1
+        numbers = self.contents[slots]
+        numbers[by_slot[again]] = incoming[by_slot[again - 1]]
+        self.contents[slots] = incoming  # of several records for one slot the last one stays
+        self.position += len(slots)
+        return numbers
 
 
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:

@@ -6,9 +6,13 @@ distributions of `numpy.random.Generator`: a run can be resumed under another Nu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
 
 import numpy as np
+
+_BLOCK = 1 << 16
+"""Numbers made at a time: intermediate arrays stay in the processor's cache, whatever the size of the data set."""
 
 
 class Stream(IntEnum):
@@ -25,24 +29,52 @@ class Stream(IntEnum):
     CUTOUT_LEFT = 8
 
 
+class Uniform:
+    """Numbers uniform in [0, 1), one after the other, from the 53 highest bits of each word."""
+
+    def __init__(self, *, seed: int, epoch: int, stream: Stream) -> None:
+        self._philox = _philox(seed, epoch, stream)
+
+    def take(self, count: int) -> np.ndarray:
+        """Return the next `count` numbers, float64 [count]."""
+        bits = np.asarray(self._philox.random_raw(count), np.uint64) >> np.uint64(11)
+        numbers: np.ndarray = bits * 2.0**-53
+        return numbers
+
+    def take_integers(self, count: int, limit: int) -> np.ndarray:
+        """Return the next `count` numbers as integers uniform in [0, limit), int64 [count]; limit at most 2**53."""
+        # Stays below `limit`: the largest number, 1 - 2**-53, times an integer never rounds up to that integer.
+        return (self.take(count) * limit).astype(np.int64)
+
+
 def words(count: int, *, seed: int, epoch: int, stream: Stream) -> np.ndarray:
     """Return `count` random 64-bit words, uint64 [count]."""
-    # The stream sits in the counter's highest word: it would take 2**192 draws of one stream to reach the next.
-    philox = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64))
-    return np.asarray(philox.random_raw(count), np.uint64)
-
-
-def uniform(count: int, *, seed: int, epoch: int, stream: Stream) -> np.ndarray:
-    """Return `count` numbers uniform in [0, 1), float64 [count], of the 53 highest bits of each word."""
-    bits = words(count, seed=seed, epoch=epoch, stream=stream)
-    bits >>= np.uint64(11)
-    numbers = bits.astype(np.float64)
-    numbers *= 2.0**-53
-    return numbers
+    return np.asarray(_philox(seed, epoch, stream).random_raw(count), np.uint64)
 
 
 def integers(count: int, limit: int, *, seed: int, epoch: int, stream: Stream) -> np.ndarray:
-    """Return `count` integers uniform in [0, limit), int32 [count]; `limit` is at most 2**31."""
-    numbers = uniform(count, seed=seed, epoch=epoch, stream=stream)
-    numbers *= limit  # stays below `limit`: 1 - 2**-53 times an integer below 2**31 never rounds up to it
-    return numbers.astype(np.int32)
+    """Return `count` integers uniform in [0, limit), [count] of the smallest unsigned type that holds them."""
+    numbers = Uniform(seed=seed, epoch=epoch, stream=stream)
+    out = np.empty(count, np.min_scalar_type(limit - 1))
+    for block in _blocks(count):
+        out[block] = numbers.take_integers(block.stop - block.start, limit)
+    return out
+
+
+def between(count: int, low: float, high: float, *, seed: int, epoch: int, stream: Stream) -> np.ndarray:
+    """Return `count` numbers uniform in [low, high), float32 [count]."""
+    numbers = Uniform(seed=seed, epoch=epoch, stream=stream)
+    out = np.empty(count, np.float32)
+    for block in _blocks(count):
+        out[block] = low + (high - low) * numbers.take(block.stop - block.start)
+    return out
+
+
+def _philox(seed: int, epoch: int, stream: Stream) -> np.random.Philox:
+    # The stream sits in the counter's highest word: it would take 2**192 blocks of one stream to reach the next.
+    return np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64))
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    for start in range(0, count, _BLOCK):
+        yield slice(start, min(start + _BLOCK, count))
