@@ -117,9 +117,9 @@ class TrainConfig:
     """How long to train, and what to write on the way."""
 
     steps: int = 0
-    """Steps to train; 0 takes `epochs`."""
+    """Steps to train; 0 takes `epochs`, or trains until the time limit where that is 0 too."""
     epochs: float = 0.0
-    """Epochs to train, rounded up to whole steps; 0 takes `steps`."""
+    """Epochs to train, rounded up to whole steps; 0 takes `steps`, or the time limit."""
     time_limit_s: float = 0.0
     """Seconds after which training ends, its schedule having run out by then; 0 for no limit."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -178,11 +178,12 @@ class Recipe:
             _limit(f"train.{name}", getattr(self.train, name), 0)
         for name in ("log_every", "keep"):
             _limit(f"train.{name}", getattr(self.train, name), 1)
-        if bool(self.train.steps) == bool(self.train.epochs):
+        if self.train.steps and self.train.epochs:
             raise UsageError(
-                f"train.steps ({self.train.steps}) and train.epochs ({self.train.epochs:g}): "
-                "exactly one of the two must be above 0"
+                f"train.steps ({self.train.steps}) and train.epochs ({self.train.epochs:g}) are both set: set one to 0"
             )
+        if not (self.train.steps or self.train.epochs or self.train.time_limit_s):
+            raise UsageError("the length of the training is missing: give steps, epochs or a time limit")
         if self.optimizer.nesterov and not self.optimizer.momentum:
             raise UsageError("optimizer.nesterov needs optimizer.momentum above 0")
         fractions = [fraction for fraction, _ in self.schedule.points]

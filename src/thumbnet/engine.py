@@ -7,6 +7,7 @@ import ctypes
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,3 +132,13 @@ def process_memory_mib() -> float:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
     return 0.0
+
+
+def process_age_s() -> float:
+    """Return the seconds since this process began, start of the interpreter included; 0 where it is not told."""
+    path = Path("/proc/self/stat")
+    if not path.exists():
+        return 0.0
+    # Field 22, counted after the command's name, which may hold spaces and brackets.
+    ticks = int(path.read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -216,6 +216,19 @@ class Run:
         except OSError as error:
             raise ThumbnetError(f"{self.path}: cannot write: {error}\nTo go on: {remedy(error)}") from error
 
+    def change_recipe(self, recipe: Recipe) -> None:
+        """Write another recipe into the run, such as a longer training to resume with.
+
+        Raises:
+            ThumbnetError: the disk is full or refuses.
+        """
+        try:
+            replace_file(self.path / RECIPE_FILE, tomli_w.dumps(recipe_to_dict(recipe)).encode())
+        except OSError as error:
+            raise ThumbnetError(f"{self.path / RECIPE_FILE}: cannot write: {error}\nTo go on: {remedy(error)}") from error
+        self.recipe = recipe
+        self.checkpoints.keep = recipe.train.keep
+
     @property
     def finished(self) -> bool:
         """Whether the training has come to its end."""
@@ -254,20 +267,23 @@ def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | Non
         UsageError: there is no such run; lists what there is.
         CheckpointError: the run is damaged.
     """
-    names = _run_names(out)
-    if name_or_path is None:
-        if not names:
-            raise UsageError(f"{out}: there is no run here: start one with `thumbnet train`, or give --out")
-        newest = max(names, key=lambda name: (_created(out / name), name))
-        return Run.open(out / newest), None
-    if name_or_path in names:
-        return Run.open(out / name_or_path), None
-    path = Path(name_or_path)
-    if (path / RUN_FILE).is_file():
-        return Run.open(path), None
-    step = re.fullmatch(r"step-(\d+)", path.absolute().name)
-    if step and path.is_dir() and (path.absolute().parents[1] / RUN_FILE).is_file():
-        return Run.open(path.parent.parent), int(step[1])
+    try:
+        names = _run_names(out)
+        if name_or_path is None:
+            if not names:
+                raise UsageError(f"{out}: there is no run here: start one with `thumbnet train`, or give --out")
+            newest = max(names, key=lambda name: (_created(out / name), name))
+            return Run.open(out / newest), None
+        if name_or_path in names:
+            return Run.open(out / name_or_path), None
+        path = Path(name_or_path)
+        if (path / RUN_FILE).is_file():
+            return Run.open(path), None
+        step = re.fullmatch(r"step-(\d+)", path.resolve().name) if path.is_dir() else None
+        if step and (path.resolve().parents[1] / RUN_FILE).is_file():
+            return Run.open(path.resolve().parents[1]), int(step[1])
+    except OSError as error:
+        raise UsageError(f"cannot look for the run '{name_or_path or 'newest'}' in {out}: {error}") from error
     raise UsageError(f"there is no run '{name_or_path}' in {out}{_alternatives(name_or_path, names)}")
 
 

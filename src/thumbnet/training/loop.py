@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +14,16 @@ import torch
 from thumbnet.config import Recipe
 from thumbnet.data.dataset import Splits
 from thumbnet.engine import Precision, device
-from thumbnet.errors import UsageError
+from thumbnet.errors import DivergedError, UsageError
 from thumbnet.evaluation.evaluate import evaluate
 from thumbnet.input.pipeline import Batch, TrainingInput
 from thumbnet.monitor.console import Console
+from thumbnet.monitor.health import GradientCheck, SpikeDetector
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.monitor.tensorboard import Summaries
 from thumbnet.runs.run import Run
 from thumbnet.training.optimizers import decay_terms
-from thumbnet.training.progress import Schedule, Window, smooth
+from thumbnet.training.progress import Length, TrainClock, Window, smooth
 from thumbnet.training.schedules import rate_factor
 from thumbnet.training.state import TrainingState
 from thumbnet.training.step import StepResult, train_step
@@ -43,7 +46,7 @@ class Outcome:
     """The signal that ended it early, or None."""
 
 
-def length_of(recipe: Recipe, examples: int) -> Schedule:
+def length_of(recipe: Recipe, examples: int) -> Length:
     """Return the length of the training.
 
     Raises:
@@ -55,77 +58,193 @@ def length_of(recipe: Recipe, examples: int) -> Schedule:
             f"use at most {examples}"
         )
     steps_per_epoch = examples / recipe.input.batch_size
-    steps = recipe.train.steps or math.ceil(recipe.train.epochs * steps_per_epoch)
-    return Schedule(steps=steps, steps_per_epoch=steps_per_epoch, time_limit_s=recipe.train.time_limit_s)
+    # The allowance keeps 3 epochs of 1,000 steps at 3,000 where the product of floats ends a hair above.
+    steps = recipe.train.steps or math.ceil(recipe.train.epochs * steps_per_epoch - 1e-6) or None
+    return Length(steps=steps, steps_per_epoch=steps_per_epoch, time_limit_s=recipe.train.time_limit_s)
 
 
 class Training:
-    """One session of a training: from a state, new or restored, to the end, a signal, or a failure."""
+    """One session of a training: from a state, new or restored, to its end, a signal, or a failure."""
 
     def __init__(
         self, run: Run, splits: Splits, state: TrainingState, *, precision: Precision, console: Console
     ) -> None:
         self.run, self.recipe, self.splits, self.state = run, run.recipe, splits, state
         self.precision, self.console = precision, console
-        self.schedule = length_of(self.recipe, len(splits.train))
-        self.window = Window()
-        self.summaries = Summaries(run.path / "tensorboard", purge_step=state.step) if self._wants_summaries else None
-        self._excluded_s = 0.0
-        self._saved_at = time.monotonic()
-
-    @property
-    def _wants_summaries(self) -> bool:
-        return self.recipe.train.summary_every > 0
+        self.length = length_of(run.recipe, len(splits.train))
+        self.summaries: Summaries | None = None
+        self._check = GradientCheck(state.model)
+        self._spikes = SpikeDetector()
+        self._window = Window()
+        self._clock = TrainClock(state.train_s)
+        self._saved = (state.step, time.monotonic())
 
     def fit(self, stop: StopSignal, on_first_step: Callable[[], None]) -> Outcome:
-        """Train to the end, or until `stop` is requested; there is a checkpoint of the last step in either case.
+        """Train to the end, or until a stop is requested; in either case the last step has a checkpoint.
 
         Args:
-            stop: asked after every step.
+            stop: looked at after every step.
             on_first_step: called once, right before the first step.
 
         Raises:
-            DivergedError: a loss or gradient was not finite; the last checkpoint stands.
+            DivergedError: a loss or gradient was not finite and was not applied; a checkpoint of the step before it
+                stands.
         """
         state, recipe = self.state, self.recipe
-        first_step, before_s = state.step, state.train_s
-        with TrainingInput(
-            self.splits.train, recipe.distort, recipe.input, seed=recipe.seed, start_step=state.step
-        ) as batches:
-            if self.summaries and not state.step:
-                self.summaries.graph(state.model, self._to_device(next(batches)).images[:1])
-            on_first_step()
-            started = time.perf_counter()
-            self.window.restart(wait_s=batches.wait_s)
-            while self._done() < 1 and not stop.requested:
-                self._step(batches)
-                state.train_s = before_s + time.perf_counter() - started - self._excluded_s
-                self._after_step(batches)
-            self._save_if_new()
+        first_step, first_s = state.step, state.train_s
+        if recipe.train.summary_every:
+            self.summaries = Summaries(self.run.path / "tensorboard", purge_step=state.step or None)
+        try:
+            with TrainingInput(
+                self.splits.train, recipe.distort, recipe.input, seed=recipe.seed, start_step=state.step
+            ) as batches:
+                on_first_step()
+                self._clock.start()
+                self._window.restart(wait_s=batches.wait_s)
+                while self._done() < 1 and not stop.requested:
+                    batch = _on_device(next(batches))
+                    rate = self._set_rate()
+                    with self._watched(batch) as before_update:
+                        result = train_step(
+                            state, batch, check=self._check, precision=self.precision, before_update=before_update
+                        )
+                    self._after_step(result, rate, batches.wait_s)
+                self._save_unless_saved()
+                wait_s = batches.wait_s
+        except DivergedError:
+            self._save_unless_saved()
+            raise
+        finally:
             if self.summaries:
                 self.summaries.close()
-        session_s = max(state.train_s - before_s, 1e-9)
+        session_s = max(state.train_s - first_s, 1e-9)
         return Outcome(
             steps=state.step,
-            epochs=state.step / self.schedule.steps_per_epoch,
+            epochs=state.step / self.length.steps_per_epoch,
             train_seconds=state.train_s,
             images_per_second=(state.step - first_step) * recipe.input.batch_size / session_s,
-            wait_fraction=batches.wait_s / session_s,
+            wait_fraction=wait_s / session_s,
             stopped_by=stop.requested if self._done() < 1 else None,
         )
 
     def _done(self) -> float:
-        return self.schedule.done(self.state.step, self.state.train_s)
+        """Return the share of the training that is done."""
+        return self.length.done(self.state.step, self.state.train_s)
 
-    def _rate(self) -> float:
-        """Return the learning rate of the next step."""
-        factor = rate_factor(
-            self.recipe.schedule, progress=self._done(), epoch=self.state.step / self.schedule.steps_per_epoch
+    @contextlib.contextmanager
+    def _watched(self, batch: Batch) -> Iterator[Callable[[], None] | None]:
+        """Summarize the step inside where a summary is due; gives what to call before the update."""
+        summaries, model, step = self.summaries, self.state.model, self.state.step
+        if summaries is None or step % self.recipe.train.summary_every:
+            yield None
+            return
+        if step == 0:
+            summaries.graph(model, batch.images[:1])
+        with summaries.activations(step, model):
+            yield functools.partial(summaries.parameters, step, model)
+        summaries.images(step, batch.images)
+
+    def _after_step(self, result: StepResult, rate: float, wait_s: float) -> None:
+        """Record a step, and do what is due after it."""
+        state, train = self.state, self.recipe.train
+        state.train_s = self._clock.seconds()
+        losses = self._losses(result.loss)
+        smooth(state.smoothed, losses)
+        self._window.add(result.accuracy)
+        if spike := self._spikes.update(state.step, result.loss):
+            self.console.note(spike)
+        if self.summaries and (state.step - 1) % train.summary_every == 0:
+            self.summaries.scalars(state.step - 1, self._scalars(losses, rate, result))
+        # The first step has a line as in the tutorial, so that one sees at once that it runs.
+        if state.step == 1 or state.step % train.log_every == 0 or self._done() == 1:
+            self._report(losses["total"], rate, wait_s)
+        if self._checkpoint_due():
+            self._save()
+
+    def _set_rate(self) -> float:
+        """Set and return the learning rate of the next step."""
+        epoch = self.state.step / self.length.steps_per_epoch
+        factor = rate_factor(self.recipe.schedule, progress=self._done(), epoch=epoch)
+        rate = self.recipe.optimizer.learning_rate * factor
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _losses(self, cross_entropy: float) -> dict[str, float]:
+        """Return each term of the loss by name, and the total."""
+        terms = decay_terms(self.state.model, self.recipe.optimizer.weight_decay)
+        losses = {"cross_entropy": cross_entropy} | {f"decay_{name}": term.item() for name, term in terms.items()}
+        return losses | {"total": sum(losses.values())}
+
+    def _scalars(self, losses: dict[str, float], rate: float, result: StepResult) -> dict[str, float]:
+        """Return what TensorBoard shows of a step, by tag."""
+        raw = {f"loss/{name}": value for name, value in losses.items()}
+        averaged = {f"loss/{name} (average)": value for name, value in self.state.smoothed.items()}
+        return raw | averaged | {
+            "training/learning_rate": rate,
+            "training/gradient_norm": result.gradient_norm,
+            "accuracy/batch": result.accuracy,
+        }
+
+    def _report(self, loss: float, rate: float, wait_s: float) -> None:
+        """Show a step line, add it to the metrics, and begin a new window."""
+        report = self._window.report(
+            step=self.state.step,
+            length=self.length,
+            batch_size=self.recipe.input.batch_size,
+            loss=loss,
+            smoothed_loss=self.state.smoothed["total"],
+            rate=rate,
+            wait_s=wait_s,
+            done=self._done(),
         )
-        return self.recipe.optimizer.learning_rate * factor
+        self.console.step(report)
+        row = {"step": report.step, "epoch": report.epoch, "loss": loss, "smoothed_loss": report.smoothed_loss}
+        row |= {"accuracy": report.accuracy, "learning_rate": rate, "images_per_second": report.images_per_second}
+        self.run.append_metrics(row | {"wait_fraction": report.wait_fraction, "train_s": self.state.train_s})
+        self._window.restart(wait_s=wait_s)
 
-    def _to_device(self, batch: Batch) -> Batch:
-        if device().type == "cpu":
-            return batch
-        images = batch.images.to(device(), non_blocking=True, memory_format=torch.channels_last)
-        return Batch(images=images, labels=batch.labels.to(device(), non_blocking=True), indices=batch.indices)
+    def _checkpoint_due(self) -> bool:
+        """Tell whether a checkpoint is due by steps or by time."""
+        train = self.recipe.train
+        by_steps = train.checkpoint_every_steps and self.state.step % train.checkpoint_every_steps == 0
+        by_time = train.checkpoint_every_s and time.monotonic() - self._saved[1] >= train.checkpoint_every_s
+        return bool(by_steps or by_time)
+
+    def _save_unless_saved(self) -> None:
+        """Make sure that the last step has a checkpoint."""
+        if self.state.step and self.state.step != self._saved[0]:
+            self._save()
+
+    def _save(self) -> None:
+        """Save a checkpoint, chosen as best by its accuracy on the validation split where there is one."""
+        state = self.state
+        accuracy = self._validate() if self.splits.validation is not None else None
+        self.run.checkpoints.save(state.capture(), accuracy, note=self.console.note)
+        self._saved = (state.step, time.monotonic())
+
+    def _validate(self) -> float:
+        """Evaluate on the validation split, off the clock; return the accuracy of the weights evaluation prefers."""
+        state, dataset = self.state, self.splits.validation
+        assert dataset is not None
+        with self._clock.paused() as pause:
+            models = {"raw": state.model} | ({"average": state.average.model} if state.average else {})
+            accuracies = {
+                name: evaluate(model, dataset, self.recipe.distort, precision=self.precision).accuracy
+                for name, model in models.items()
+            }
+        self._window.exclude(pause.seconds)
+        shown = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in accuracies.items())
+        self.console.note(f"step {state.step}: validation accuracy: {shown}")
+        self.run.append_metrics({"step": state.step} | {f"validation_{k}": v for k, v in accuracies.items()})
+        if self.summaries:
+            self.summaries.scalars(state.step, {f"accuracy/validation {k}": v for k, v in accuracies.items()})
+        return accuracies.get("average", accuracies["raw"])
+
+
+def _on_device(batch: Batch) -> Batch:
+    """Return the batch where the network is."""
+    if device().type == "cpu":
+        return batch
+    images = batch.images.to(device(), non_blocking=True, memory_format=torch.channels_last)
+    return Batch(images=images, labels=batch.labels.to(device(), non_blocking=True), indices=batch.indices)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from thumbnet.monitor.console import StepReport
@@ -18,20 +20,53 @@ def smooth(smoothed: dict[str, float], losses: dict[str, float]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Length:
     """The length of a training and where it stands."""
 
-    steps: int
-    """Steps in all."""
+    steps: int | None
+    """Steps in all, or None where time alone decides."""
     steps_per_epoch: float
     time_limit_s: float
     """0 for no limit."""
 
     def done(self, step: int, train_s: float) -> float:
         """Return the share of the training that is done, 0 to 1: by steps, or by time where that runs out first."""
-        by_steps = step / self.steps
+        by_steps = step / self.steps if self.steps else 0.0
         by_time = train_s / self.time_limit_s if self.time_limit_s else 0.0
         return min(max(by_steps, by_time), 1.0)
+
+
+@dataclass(kw_only=True)
+class Pause:
+    """Time that does not count as training."""
+
+    seconds: float = 0.0
+
+
+class TrainClock:
+    """Seconds spent in training, over all resumes; what happens while it is paused does not count."""
+
+    def __init__(self, before_s: float) -> None:
+        self._before_s = before_s
+        self._started = 0.0
+
+    def start(self) -> None:
+        """Start, right before the first step of this session."""
+        self._started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return self._before_s + time.perf_counter() - self._started
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[Pause]:
+        """Stop the clock for what happens inside; the pause's length is known afterwards."""
+        pause, began = Pause(), time.perf_counter()
+        try:
+            yield pause
+        finally:
+            pause.seconds = time.perf_counter() - began
+            self._started += pause.seconds
 
 
 class Window:
@@ -55,20 +90,29 @@ class Window:
         self._excluded_s += seconds
 
     def report(
-        self, *, step: int, schedule: Schedule, batch_size: int, loss: float, smoothed_loss: float, rate: float,
-        wait_s: float, done: float,
+        self,
+        *,
+        step: int,
+        length: Length,
+        batch_size: int,
+        loss: float,
+        smoothed_loss: float,
+        rate: float,
+        wait_s: float,
+        done: float,
     ) -> StepReport:
         """Return the step line of this window."""
         seconds = max(time.perf_counter() - self._started - self._excluded_s, 1e-9)
         seconds_per_step = seconds / self.steps
-        remaining_s = (1 - done) * schedule.steps * seconds_per_step
-        if schedule.time_limit_s:
-            remaining_s = min(remaining_s, (1 - done) * schedule.time_limit_s)
+        steps = length.steps or max(step, round(step / done))
+        remaining_s = (steps - step) * seconds_per_step
+        if length.time_limit_s:
+            remaining_s = min(remaining_s, (1 - done) * length.time_limit_s)
         return StepReport(
             step=step,
-            steps=schedule.steps,
-            epoch=step / schedule.steps_per_epoch,
-            epochs=schedule.steps / schedule.steps_per_epoch,
+            steps=steps,
+            epoch=step / length.steps_per_epoch,
+            epochs=steps / length.steps_per_epoch,
             loss=loss,
             smoothed_loss=smoothed_loss,
             accuracy=self.accuracy_sum / self.steps,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from thumbnet.engine import Precision
 from thumbnet.input.pipeline import Batch
-from thumbnet.monitor.health import check_finite
-from thumbnet.training.averages import WeightAverage
+from thumbnet.monitor.health import GradientCheck
+from thumbnet.training.state import TrainingState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,32 +28,40 @@ class StepResult:
 
 
 def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
+    state: TrainingState,
     batch: Batch,
     *,
-    step: int,
+    check: GradientCheck,
     precision: Precision,
+    before_update: Callable[[], None] | None = None,
 ) -> StepResult:
-    """Train on one batch; `step` counts from 0.
+    """Train on one batch and count the step.
+
+    Args:
+        state: changed in place.
+        batch: images float32 [B, C, h, w], labels int64 [B].
+        check: refuses losses and gradients that are not finite.
+        precision: arithmetic of forward and backward.
+        before_update: called when the gradients are there and the weights have not moved yet.
 
     Raises:
-        DivergedError: the loss or a gradient is not finite; weights, optimizer and average are as before.
+        DivergedError: the loss or a gradient is not finite; the state is as before.
     """
     with precision.autocast():
-        logits_BK: Tensor = model(batch.images)
+        logits_BK: Tensor = state.model(batch.images)
     logits_BK = logits_BK.float()
     loss = F.cross_entropy(logits_BK, batch.labels)
-    optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=True)
     (loss * precision.loss_scale).backward()
     if precision.loss_scale != 1:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, 1 / precision.loss_scale)
-    # Reading the loss waits for the device: the one host synchronisation of a step.
-    gradient_norm = check_finite(step, loss, model)
-    optimizer.step()
-    if average is not None:
-        average.update(step)
+    loss_value, gradient_norm = check.check(state.step, loss)
+    if before_update:
+        before_update()
+    state.optimizer.step()
+    if state.average is not None:
+        state.average.update(state.step)
+    state.step += 1
     accuracy = (logits_BK.detach().argmax(1) == batch.labels).float().mean()
-    return StepResult(loss=loss.item(), accuracy=accuracy.item(), gradient_norm=gradient_norm)
+    return StepResult(loss=loss_value, accuracy=accuracy.item(), gradient_norm=gradient_norm)

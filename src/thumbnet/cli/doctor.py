@@ -1,0 +1,72 @@
+"""`thumbnet doctor`: what this machine has, and what was chosen for it, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from thumbnet.cli.flags import add_data_flags, add_engine_flags
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="what this machine has, and what is chosen for it",
+        description="Show the processor, the arithmetic and kernels chosen for it and why, and where data is kept.",
+    )
+    parser.set_defaults(parser=parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_data_flags(parser)
+    add_engine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the machine's description; returns the exit code."""
+    from thumbnet import engine
+
+    engine.prepare(args.threads)
+    machine = describe_machine(args.data_dir)
+    print(json.dumps(machine) if args.json else "\n".join(machine_lines(machine)))
+    return 0
+
+
+def describe_machine(data_dir: Path | None) -> dict[str, Any]:
+    """Return what this machine has and what was chosen for it."""
+    import torch
+
+    from thumbnet import __version__, engine
+    from thumbnet.data import cache_dir
+    from thumbnet.kernels import load_library
+
+    precision = engine.resolve_precision()
+    return {
+        "thumbnet": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": engine.cpu_name(),
+        "features": sorted(engine.cpu_features()),
+        "cores": engine.usable_cores(),
+        "threads": torch.get_num_threads(),
+        "device": str(engine.device()),
+        "precision": precision.name,
+        "why": precision.why,
+        "kernels": load_library().handle is not None,
+        "kernels_why": load_library().why,
+        "cache": str(cache_dir(data_dir)),
+    }
+
+
+def machine_lines(machine: dict[str, Any]) -> list[str]:
+    """Return the description as a person reads it."""
+    return [
+        f"thumbnet   {machine['thumbnet']}, Python {machine['python']}, PyTorch {machine['torch']}",
+        f"processor  {machine['cpu']}, {machine['cores']} cores, {', '.join(machine['features']) or 'no AVX2'}",
+        f"device     {machine['device']}, {machine['threads']} threads",
+        f"precision  {machine['precision']}: {machine['why']}",
+        f"kernels    {'C' if machine['kernels'] else 'plain PyTorch'}: {machine['kernels_why']}",
+        f"data       {machine['cache']}",
+    ]

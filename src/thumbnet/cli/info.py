@@ -1,0 +1,111 @@
+"""`thumbnet info`: the presets, or the layers of a network."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.cli.flags import add_out_flag, whole_number
+from thumbnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from thumbnet.models.describe import LayerInfo
+
+# The classes of the data sets known by name; any other gets CIFAR-10's.
+CLASSES = {"cifar100": 100}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "info",
+        help="the presets, or the layers of a network, preset or run",
+        description="Without arguments: the presets. Else the layer table of a network: shapes, parameters, "
+        "multiply-adds.",
+    )
+    parser.set_defaults(parser=parser)
+    parser.add_argument("run", nargs="?", help="a run")
+    parser.add_argument("--model", help="a network, by name")
+    parser.add_argument("--preset", help="a preset")
+    parser.add_argument("--crop", type=whole_number, help="side of the input in pixels, with --model (24)")
+    parser.add_argument("--classes", type=whole_number, help="number of classes, with --model (10)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_out_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table; returns the exit code."""
+    if sum(value is not None for value in (args.run, args.model, args.preset)) > 1:
+        raise UsageError("info: give one of RUN, --model and --preset")
+    if args.run is None and args.model is None and args.preset is None:
+        return _print_presets(as_json=args.json)
+    from thumbnet.config import ModelConfig, load_preset
+    from thumbnet.models import build_model
+    from thumbnet.models.describe import describe_layers
+
+    if args.model is not None:
+        config, crop, classes = ModelConfig(name=args.model), args.crop or 24, args.classes or 10
+    else:
+        recipe = load_preset(args.preset) if args.preset is not None else _recipe_of_run(args)
+        config, crop, classes = recipe.model, recipe.distort.crop, CLASSES.get(recipe.data.name, 10)
+    model = build_model(config, num_classes=classes, crop=crop)
+    layers = describe_layers(model, (3, crop, crop))
+    if args.json:
+        print(json.dumps(_as_dict(config.name, layers)))
+    else:
+        _print_table(config.name, crop, layers)
+    return 0
+
+
+def _recipe_of_run(args: argparse.Namespace) -> Any:
+    from thumbnet.runs.run import find_run
+
+    return find_run(args.out, args.run).recipe
+
+
+def _as_dict(name: str, layers: list[LayerInfo]) -> dict[str, Any]:
+    return {
+        "model": name,
+        "parameters": sum(layer.parameters for layer in layers),
+        "multiply_adds": sum(layer.multiply_adds for layer in layers),
+        "layers": [dataclasses.asdict(layer) for layer in layers],
+    }
+
+
+def _print_table(name: str, crop: int, layers: list[LayerInfo]) -> None:
+    rows = [("layer", "kind", "output", "parameters", "multiply-adds")]
+    for layer in layers:
+        shape = "x".join(map(str, layer.output_shape))
+        rows.append((layer.name, layer.kind, shape, f"{layer.parameters:,}", f"{layer.multiply_adds:,}"))
+    parameters = sum(layer.parameters for layer in layers)
+    multiply_adds = sum(layer.multiply_adds for layer in layers)
+    rows.append(("total", "", "", f"{parameters:,}", f"{multiply_adds:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    print(f"{name}, input 3x{crop}x{crop}")
+    for row in rows:
+        left = [row[column].ljust(widths[column]) for column in range(3)]
+        right = [row[column].rjust(widths[column]) for column in range(3, 5)]
+        print("  ".join(left + right).rstrip())
+
+
+def _print_presets(*, as_json: bool) -> int:
+    """List the presets with the first line of each one's head comment, which says what it is."""
+    from importlib import resources
+
+    from thumbnet.config import preset_names
+
+    folder = resources.files("thumbnet") / "presets"
+    about = {
+        name: (folder / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        for name in preset_names()
+    }
+    if as_json:
+        print(json.dumps(about))
+        return 0
+    width = max(map(len, about))
+    for name, text in about.items():
+        print(f"{name:<{width}}  {text}")
+    print("`thumbnet info --preset NAME` shows a preset's network; `thumbnet train --preset NAME` trains it.")
+    return 0

@@ -1,0 +1,227 @@
+"""`thumbnet train`: trains a network, evaluates it, and says where everything is."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.cli.flags import (
+    add_data_flags,
+    add_engine_flags,
+    add_out_flag,
+    boolean,
+    duration,
+    note,
+    setting,
+    whole_number,
+)
+from thumbnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from thumbnet.config import Recipe
+    from thumbnet.data.dataset import Splits
+    from thumbnet.monitor.console import Console
+    from thumbnet.runs.run import Run
+    from thumbnet.training.loop import Outcome, Training
+
+DEFAULT_PRESET = "quick"
+
+# Flag, its 2015 name if any, recipe key, parser of its value, help.
+RECIPE_FLAGS: tuple[tuple[str, str | None, str, Callable[[str], object], str], ...] = (
+    ("--data", None, "data.name", str, "data set: cifar10, cifar100, shapes"),
+    ("--validation", None, "data.validation", int, "images carved from the training set for validation"),
+    ("--model", None, "model.name", str, "network, see `thumbnet info --help`"),
+    ("--steps", "--max_steps", "train.steps", whole_number, "steps to train"),
+    ("--epochs", None, "train.epochs", float, "epochs to train"),
+    ("--batch-size", "--batch_size", "input.batch_size", whole_number, "images of one step, over all devices"),
+    ("--pool", None, "input.pool", float, "shuffling pool, as a fraction of an epoch (0 none, 1 all)"),
+    ("--lr", "--learning-rate", "optimizer.learning_rate", float, "peak learning rate"),
+    ("--seed", None, "seed", int, "seed of weights, order and distortions"),
+    ("--precision", None, "train.precision", str, "auto, fp32, bf16 or fp16"),
+    ("--log-every", "--log_frequency", "train.log_every", whole_number, "steps between step lines"),
+    ("--summary-every", None, "train.summary_every", int, "steps between TensorBoard summaries, 0 for none"),
+    ("--keep", None, "train.keep", whole_number, "newest checkpoints kept, beside the best"),
+)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a network",
+        description="Train a network and evaluate it once on the test set. Runs are never overwritten.",
+        epilog="Any entry of the recipe can be set: --set distort.flip=none --set optimizer.momentum=0.9",
+    )
+    parser.set_defaults(parser=parser)
+    parser.add_argument("--preset", help=f"recipe to start from ({DEFAULT_PRESET}); `thumbnet info` lists them")
+    parser.add_argument("--recipe", metavar="FILE", help="recipe.toml to start from, such as that of a run")
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run, exactly (the newest in --out)"
+    )
+    recipe = parser.add_argument_group("recipe")
+    for flag, old_name, key, kind, text in RECIPE_FLAGS:
+        names = (flag, old_name) if old_name else (flag,)
+        recipe.add_argument(*names, type=kind, dest=key, metavar=flag[2:].upper().replace("-", "_"), help=text)
+    recipe.add_argument("--time", type=duration, metavar="10m", help="train for this long, schedule included")
+    recipe.add_argument("--checkpoint-every", metavar="500|60s", help="steps, or seconds, between checkpoints")
+    recipe.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help="any entry")
+    run = parser.add_argument_group("run")
+    add_out_flag(run)
+    run.add_argument("--name", help="name of the run's folder (preset and time)")
+    run.add_argument("--log-format", choices=("default", "tutorial"), default="default", help="form of the step line")
+    run.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_data_flags(run)
+    add_engine_flags(run)
+    old = parser.add_argument_group("names of 2015")
+    old.add_argument("--devices", "--num_gpus", type=whole_number, default=1, help="devices to train on")
+    old.add_argument("--use_fp16", type=boolean, nargs="?", const=True, help="half precision: bf16, or fp16 on a GPU")
+    old.add_argument("--log_device_placement", type=boolean, nargs="?", const=True, help="as `thumbnet doctor`")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, evaluate, report; returns the exit code."""
+    from thumbnet import engine
+    from thumbnet.cli.doctor import describe_machine, machine_lines
+    from thumbnet.errors import DivergedError
+    from thumbnet.monitor.console import Console
+    from thumbnet.monitor.signals import StopSignal
+    from thumbnet.training.session import conclude, open_training
+
+    engine.prepare(args.threads)
+    if args.log_device_placement:
+        note("\n".join(machine_lines(describe_machine(args.data_dir))))
+    if args.devices > 1:
+        note(f"--devices {args.devices}: training uses one device, {engine.device()}")
+    # From here on, so that a Ctrl-C at any time leaves no half-made run without a word.
+    with StopSignal() as stop:
+        this_run, load = _begin(args)
+        with this_run.lock(), Console(args.log_format, log_path=this_run.path / "log.txt") as console:
+            training = open_training(this_run, load(), console, resume=args.resume is not None)
+            for line in _opening_lines(training):
+                console.note(line)
+            start_seconds: list[float] = []
+            try:
+                outcome = training.fit(stop, lambda: start_seconds.append(engine.process_age_s()))
+            except DivergedError as error:
+                raise DivergedError(f"{error}\nrun: {this_run.path}") from error
+            if outcome.stopped_by:
+                console.note(f"stopped at step {outcome.steps}, saved; to go on: {this_run.resume_command}")
+                return stop.exit_code
+            result = conclude(training, outcome, start_seconds[0])
+            console.note(_speed_line(outcome, result))
+        if args.json:
+            print(json.dumps(result))
+        else:
+            print("\n".join(_result_lines(this_run, result)))
+    return 0
+
+
+def overrides_of(args: argparse.Namespace) -> dict[str, object]:
+    """Return what the flags change in the recipe, by dotted key.
+
+    Raises:
+        UsageError: a value cannot be used.
+    """
+    overrides: dict[str, object] = {}
+    if args.time:
+        # Time alone decides the length, unless steps or epochs are given too.
+        overrides |= {"train.time_limit_s": args.time, "train.steps": 0, "train.epochs": 0.0}
+    for _, _, key, _, _ in RECIPE_FLAGS:
+        if getattr(args, key) is not None:
+            overrides[key] = getattr(args, key)
+    if args.use_fp16:
+        from thumbnet import engine
+
+        overrides.setdefault("train.precision", "bf16" if engine.device().type == "cpu" else "fp16")
+    if args.checkpoint_every:
+        overrides |= _checkpoint_interval(args.checkpoint_every)
+    return overrides | dict(args.set)
+
+
+def _checkpoint_interval(text: str) -> dict[str, object]:
+    """Parse `500` (steps) or `60s` (seconds)."""
+    try:
+        if text[-1:].isalpha():
+            return {"train.checkpoint_every_s": duration(text), "train.checkpoint_every_steps": 0}
+        return {"train.checkpoint_every_steps": whole_number(text), "train.checkpoint_every_s": 0.0}
+    except argparse.ArgumentTypeError:
+        raise UsageError(f"--checkpoint-every {text}: neither steps such as 500 nor a time such as 60s") from None
+
+
+def _begin(args: argparse.Namespace) -> tuple[Run, Callable[[], Splits]]:
+    """Make the new run, or find the one to resume; gives the run and what loads its data."""
+    from thumbnet.config import load_preset, load_recipe
+    from thumbnet.runs.run import find_run
+    from thumbnet.training.session import load_data, resumed_recipe, start_run
+
+    load = functools.partial(load_data, data_dir=args.data_dir, offline=args.offline, note=note)
+    overrides = overrides_of(args)
+    if args.resume is None:
+        if args.preset and args.recipe:
+            raise UsageError("--preset and --recipe: give one of the two")
+        if args.recipe:
+            from pathlib import Path
+
+            recipe: Recipe = load_recipe(Path(args.recipe), overrides)
+        else:
+            recipe = load_preset(args.preset or DEFAULT_PRESET, overrides)
+        new, splits = start_run(recipe, args.out, args.name, load)
+        return new, lambda: splits
+    for flag in ("preset", "recipe", "name"):
+        if getattr(args, flag):
+            raise UsageError(f"--{flag} and --resume: a resumed run keeps its own; start a new one without --resume")
+    found = find_run(args.out, args.resume or None)
+    found.change_recipe(resumed_recipe(found, overrides))
+    return found, lambda: load(found.recipe)
+
+
+def _opening_lines(training: Training) -> list[str]:
+    """Say what is going to be trained, on what, with what."""
+    from thumbnet.engine import usable_cores
+    from thumbnet.kernels import load_library
+
+    recipe, splits, state = training.recipe, training.splits, training.state
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    validation = f", {len(splits.validation):,} for validation" if splits.validation is not None else ""
+    kernels = "fused C kernels" if load_library().handle else f"no fused kernels ({load_library().why})"
+    lines = [
+        f"run {training.run.path}: preset {recipe.preset}, seed {recipe.seed}",
+        f"data {recipe.data.name}: {len(splits.train):,} images to train on{validation}",
+        f"network {recipe.model.name}: {parameters:,} parameters, input {recipe.distort.crop}x{recipe.distort.crop}, "
+        f"batch {recipe.input.batch_size}",
+        f"engine: {training.precision.name} ({training.precision.why}), {usable_cores()} cores, {kernels}",
+    ]
+    if state.step:
+        lines.append(f"resumed after step {state.step}")
+    return lines
+
+
+def _speed_line(outcome: Outcome, result: dict[str, Any]) -> str:
+    from thumbnet.monitor.console import format_duration
+
+    return (
+        f"trained {outcome.steps} steps ({outcome.epochs:.1f} epochs) in {format_duration(outcome.train_seconds)}, "
+        f"{outcome.images_per_second:,.0f} images/s, {outcome.wait_fraction:.1%} of it waiting for input; "
+        f"evaluation, not in this time, {result.get('test_seconds', 0):.1f} s; {result['memory_mib']:,.0f} MiB resident"
+    )
+
+
+def _result_lines(this_run: Run, result: dict[str, Any]) -> list[str]:
+    """Return the result as a person reads it."""
+    lines = []
+    for weights, metrics in result.get("test", {}).items():
+        lines.append(
+            f"test accuracy, {weights + ' weights:':<17} {metrics['accuracy']:.2%}   "
+            f"(top-5 {metrics['top5']:.2%}, loss {metrics['loss']:.3f})"
+        )
+    path = shlex.quote(str(this_run.path))
+    return [
+        *lines,
+        f"run folder:       {this_run.path}",
+        f"evaluate again:   thumbnet eval {path}",
+        f"curves:           tensorboard --logdir {path}/tensorboard",
+    ]

@@ -1,0 +1,63 @@
+"""The layer table of a network: shapes, parameters, multiply-adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """One layer, as one picture passes through it."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    """Without the batch: (channels, height, width) or (features,)."""
+    parameters: int
+    multiply_adds: int
+
+
+def describe_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerInfo]:
+    """Return the layers of a network in the order in which a picture meets them.
+
+    Args:
+        model: any network; it is run once, in evaluation mode, and left as it was.
+        image_shape: (channels, height, width) of its input.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    layers: list[LayerInfo] = []
+
+    def record(module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            layers.append(
+                LayerInfo(
+                    name=names[module],
+                    kind=type(module).__name__,
+                    output_shape=tuple(output.shape[1:]),
+                    parameters=sum(parameter.numel() for parameter in module.parameters()),
+                    multiply_adds=_multiply_adds(module, output),
+                )
+            )
+
+    hooks = [module.register_forward_hook(record) for module in names if not list(module.children())]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            example = torch.zeros(1, *image_shape, device=next(model.parameters()).device)
+            model.eval()(example)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return layers
+
+
+def _multiply_adds(module: nn.Module, output: Tensor) -> int:
+    """Return the multiply-adds of a layer for one picture: each output value sums over its inputs; biases are free."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        per_value = module.weight[0].numel()
+        return output[0].numel() * per_value
+    return 0

@@ -1,0 +1,153 @@
+"""Begins, resumes and concludes a training: what stands around the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from thumbnet import engine
+from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
+from thumbnet.data import load_splits
+from thumbnet.data.dataset import Splits
+from thumbnet.errors import UsageError
+from thumbnet.evaluation.evaluate import evaluate
+from thumbnet.evaluation.metrics import Metrics
+from thumbnet.monitor.console import Console
+from thumbnet.runs.run import Run
+from thumbnet.training.loop import Outcome, Training, length_of
+from thumbnet.training.state import new_state
+
+# What a resumed training may change: how long it goes on and what it writes, never what a step computes.
+RESUMABLE = (
+    "train.steps",
+    "train.epochs",
+    "train.time_limit_s",
+    "train.log_every",
+    "train.summary_every",
+    "train.checkpoint_every_steps",
+    "train.checkpoint_every_s",
+    "train.keep",
+)
+
+
+def start_run(recipe: Recipe, out: Path, name: str | None, load: Callable[[Recipe], Splits]) -> tuple[Run, Splits]:
+    """Make the folder of a new run and load its data; the folder does not stay when the data cannot be had.
+
+    The arithmetic that `auto` stands for is written into the recipe, so that a resume elsewhere computes the same.
+
+    Raises:
+        UsageError: the folder cannot be made, or the recipe does not fit the data.
+        DataError: the data cannot be had.
+    """
+    precision = engine.resolve_precision(recipe.train.precision)
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision.name))
+    # Before the data, which may take minutes to fetch: a place that cannot be written to is told at once.
+    run = Run.create(out, recipe, name)
+    try:
+        splits = load(recipe)
+        length_of(recipe, len(splits.train))
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    return run, splits
+
+
+def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
+    """Return the recipe that a resumed run goes on with.
+
+    Raises:
+        UsageError: an override would change what a step computes, or the run has nothing left to do.
+    """
+    recipe = recipe_from_dict(recipe_to_dict(run.recipe), overrides, where=str(run.path))
+    for key in overrides:
+        section, _, name = key.partition(".")
+        before, after = getattr(run.recipe, section), getattr(recipe, section)
+        if name:
+            before, after = _value(before, name), _value(after, name)
+        if before != after and key not in RESUMABLE:
+            raise UsageError(
+                f"{run.path}: {key} is {before} in this run and cannot become {after} on --resume: start a new run, "
+                f"or change only {', '.join(RESUMABLE)}"
+            )
+    if run.finished and recipe.train == run.recipe.train:
+        raise UsageError(
+            f"{run.path}: this run has finished: give more --steps or --epochs to go on with it, "
+            "or start a new one without --resume"
+        )
+    return recipe
+
+
+def _value(section: object, dotted: str) -> object:
+    """Return an entry of a recipe's section by its dotted name; dictionaries are looked into."""
+    for name in dotted.split("."):
+        section = section.get(name) if isinstance(section, dict) else getattr(section, name)
+    return section
+
+
+def load_data(recipe: Recipe, *, data_dir: Path | None, offline: bool, note: Callable[[str], None]) -> Splits:
+    """Load the data of a recipe, fetching it at first use."""
+    return load_splits(recipe.data, data_dir=data_dir, offline=offline, note=note)
+
+
+def open_training(run: Run, splits: Splits, console: Console, *, resume: bool) -> Training:
+    """Build the training of a run, from fresh weights or from its newest usable checkpoint.
+
+    Raises:
+        UsageError: the recipe does not fit the data.
+        CheckpointError: no checkpoint is usable.
+    """
+    state = new_state(run.recipe, num_classes=len(splits.train.class_names), channels=splits.train.image_shape[2])
+    if resume:
+        checkpoint = run.checkpoints.latest(note=console.note)
+        state.restore(checkpoint, str(run.path))
+        run.rewind(state.step)
+    precision = engine.resolve_precision(run.recipe.train.precision)
+    return Training(run, splits, state, precision=precision, console=console)
+
+
+def conclude(training: Training, outcome: Outcome, start_seconds: float) -> dict[str, Any]:
+    """Take the one look at the test set, write `result.json`, and return what it holds.
+
+    Args:
+        training: at its last step.
+        outcome: how it ended.
+        start_seconds: seconds from the start of the process to the first step.
+    """
+    run, test = training.run, training.splits.test
+    result: dict[str, Any] = {
+        "run": str(run.path),
+        "preset": run.recipe.preset,
+        "steps": outcome.steps,
+        "epochs": outcome.epochs,
+        "start_seconds": start_seconds,
+        "train_seconds": outcome.train_seconds,
+        "images_per_second": outcome.images_per_second,
+        "input_wait_fraction": outcome.wait_fraction,
+        "memory_mib": engine.process_memory_mib(),
+        "precision": training.precision.name,
+    }
+    if test is not None:
+        started = time.perf_counter()
+        metrics = evaluate_test(training)
+        result["test_seconds"] = time.perf_counter() - started
+        result["test"] = {name: summary_of(values) for name, values in metrics.items()}
+    run.finish(result)
+    return result
+
+
+def evaluate_test(training: Training) -> dict[str, Metrics]:
+    """Evaluate the last weights on the test set: averaged, where there is an average, and raw."""
+    state, dataset = training.state, training.splits.test
+    assert dataset is not None
+    models = ({"average": state.average.model} if state.average else {}) | {"raw": state.model}
+    distort, precision = training.recipe.distort, training.precision
+    return {name: evaluate(model, dataset, distort, precision=precision) for name, model in models.items()}
+
+
+def summary_of(metrics: Metrics) -> dict[str, float]:
+    """Return the headline numbers of an evaluation."""
+    return {"accuracy": metrics.accuracy, "top5": metrics.top5, "loss": metrics.loss, "ece": metrics.ece}
