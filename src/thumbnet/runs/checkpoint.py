@@ -180,13 +180,6 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         CheckpointError: it is missing or damaged, or the checkpoint has a newer format.
     """
-    if path.is_file():
-        raise CheckpointError(
-            f"{path}: this is a file; a checkpoint is a folder such as step-00001000 "
-            "(pickled checkpoints are never read)"
-        )
-    if not path.exists():
-        raise CheckpointError(f"{path}: there is no such checkpoint")
     where = path / MANIFEST
     data = _read(where, _MANIFEST_LIMIT_BYTES)
     try:
@@ -300,7 +293,13 @@ def _read(path: Path, limit_bytes: int) -> bytes:
     """Read a file of a checkpoint, or raise `CheckpointError`."""
     try:
         return read_regular_file(path, limit_bytes)
+    except NotADirectoryError as error:
+        raise CheckpointError(
+            f"{path.parent}: this is a file; a checkpoint is a folder such as step-00001000, and pickles are never read"
+        ) from error
     except FileNotFoundError as error:
+        if not path.parent.is_dir():
+            raise CheckpointError(f"{path.parent}: there is no such checkpoint") from error
         raise CheckpointError(
             f"{path}: this file is missing, so the checkpoint is not complete: use another"
         ) from error

@@ -225,7 +225,9 @@ class Run:
         try:
             replace_file(self.path / RECIPE_FILE, tomli_w.dumps(recipe_to_dict(recipe)).encode())
         except OSError as error:
-            raise ThumbnetError(f"{self.path / RECIPE_FILE}: cannot write: {error}\nTo go on: {remedy(error)}") from error
+            raise ThumbnetError(
+                f"{self.path / RECIPE_FILE}: cannot write: {error}\nTo go on: {remedy(error)}"
+            ) from error
         self.recipe = recipe
         self.checkpoints.keep = recipe.train.keep
 

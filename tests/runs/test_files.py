@@ -1,0 +1,77 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from thumbnet.runs.files import read_regular_file, remedy, replace_file, sync_folder, write_new_file
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_new_file_is_written_whole_even_in_parts(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    write_new_file(tmp_path / "a", b"0123456789")
+    assert (tmp_path / "a").read_bytes() == b"0123456789"
+    with pytest.raises(FileExistsError):
+        write_new_file(tmp_path / "a", b"")
+
+
+def test_replace(tmp_path):
+    path = tmp_path / "a"
+    (tmp_path / ".tmp-a").write_bytes(b"left by a kill")
+    replace_file(path, b"one")
+    replace_file(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_failed_replace_keeps_the_old_content(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    replace_file(path, b"old")
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_reading_is_bounded_and_never_blocks(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert read_regular_file(path, 5) == b"12345"
+    with pytest.raises(OSError, match="5 bytes, expected at most 4"):
+        read_regular_file(path, 4)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_regular_file(tmp_path / name, 100)
+    with pytest.raises(FileNotFoundError):
+        read_regular_file(tmp_path / "b", 100)
+
+
+def test_sync_folder_needs_a_folder(tmp_path):
+    sync_folder(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError):
+        sync_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EROFS, "writable"),
+        (errno.EIO, "check"),
+    ],
+)
+def test_remedy(number, text):
+    assert text in remedy(OSError(number, "x"))

@@ -1,0 +1,271 @@
+import errno
+import json
+import math
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import thumbnet
+from thumbnet.config import load_preset
+from thumbnet.errors import CheckpointError, ThumbnetError, UsageError
+from thumbnet.runs.run import Run, find_checkpoint, find_run
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.fixture
+def recipe():
+    return load_preset("classic", {"train.steps": 7, "model.options": {"width": 3}, "train.keep": 2})
+
+
+def test_a_new_run(tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/x/bin/thumbnet", "train", "--name", "two words"])
+    run = Run.create(tmp_path / "deep" / "runs", recipe)
+    assert run.path.parent == tmp_path / "deep" / "runs"
+    assert run.path.name.startswith("classic-20")
+    assert names(run.path) == ["checkpoints", "recipe.toml", "run.json"]
+    described = json.loads((run.path / "run.json").read_text())
+    assert described["command"] == "thumbnet train --name 'two words'"
+    assert described["thumbnet"] == thumbnet.__version__
+    assert described["torch"] == torch.__version__
+    assert described["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert described["machine"]["cpu"]
+    assert described["machine"]["cores"] >= 1
+    assert described["machine"]["threads"] == torch.get_num_threads()
+    assert described["created"].endswith("+00:00")
+    opened = Run.open(run.path)
+    assert opened.recipe == recipe
+    assert opened.created == run.created == described["created"]
+    assert opened.checkpoints.keep == 2
+    assert opened.checkpoints.folder == run.path / "checkpoints"
+    assert not opened.finished
+
+
+def test_runs_made_at_once_get_folders_of_their_own(tmp_path, recipe):
+    made: list[Path] = []
+    threads = [threading.Thread(target=lambda: made.append(Run.create(tmp_path, recipe).path)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(made)) == len(names(tmp_path)) == 8
+
+
+def test_a_name(tmp_path, recipe):
+    run = Run.create(tmp_path, recipe, name="first.try_2")
+    assert run.path == tmp_path / "first.try_2"
+    (run.path / "log.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"never overwritten.*thumbnet train --resume") as error:
+        Run.create(tmp_path, recipe, name="first.try_2")
+    assert error.value.exit_code == 2
+    assert "choose another name" in str(error.value)
+    assert (run.path / "log.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/abs", "-x", ".hidden", "a b", "ü", "a\nb", "a\n", "x" * 101])
+def test_impossible_names(tmp_path, recipe, name):
+    with pytest.raises(UsageError, match="--name"):
+        Run.create(tmp_path / "runs", recipe, name=name)
+    assert names(tmp_path) == []
+
+
+def test_a_preset_name_with_a_slash_stays_in_the_folder(tmp_path, recipe):
+    recipe = load_preset("classic", {"preset": "../../evil me"})
+    assert Run.create(tmp_path, recipe).path.parent == tmp_path
+
+
+def test_out_is_a_file(tmp_path, recipe):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "runs"):
+        with pytest.raises(UsageError, match=f"{out}: cannot make the folder of the run.*") as error:
+            Run.create(out, recipe)
+        assert len(str(error.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "exit_code", "todo"),
+    [
+        (errno.EACCES, UsageError, 2, "make the folder writable"),
+        (errno.EROFS, UsageError, 2, "make the folder writable"),
+        (errno.ENOSPC, ThumbnetError, 1, "free some space"),
+    ],
+)
+@pytest.mark.parametrize("call", ["mkdir", "write", "fsync"])
+def test_a_folder_that_cannot_be_written(tmp_path, recipe, monkeypatch, number, kind, exit_code, todo, call):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(kind, match=todo) as error:
+        Run.create(tmp_path, recipe)
+    assert error.value.exit_code == exit_code
+    assert len(str(error.value).splitlines()) <= 3
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(tmp_path, recipe):
+    tmp_path.chmod(0o555)
+    with pytest.raises(UsageError, match="make the folder writable"):
+        Run.create(tmp_path / "runs", recipe)
+    tmp_path.chmod(0o755)
+
+
+def test_metrics(tmp_path, recipe):
+    run = Run.create(tmp_path, recipe)
+    assert run.read_metrics() == []
+    run.append_metrics({"step": 1, "loss": 4.68, "inner": {"x": [1, math.nan]}})
+    run.append_metrics({"step": 2, "loss": math.inf})
+    assert run.read_metrics() == [{"step": 1, "loss": 4.68, "inner": {"x": [1, None]}}, {"step": 2, "loss": None}]
+
+
+def test_metrics_torn_anywhere_keep_the_rows_before(tmp_path, recipe):
+    run = Run.create(tmp_path, recipe)
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step, "loss": 12.5})
+    path = run.path / "metrics.jsonl"
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        rows = run.read_metrics()
+        # A row that lacks nothing but its newline is a row.
+        assert [row["step"] for row in rows] == list(range(1, (whole[:size] + b"\n").count(b"}\n") + 1))
+        run.rewind(3)
+        run.append_metrics({"step": 9})
+        assert run.read_metrics() == [*rows, {"step": 9}]
+
+
+def test_metrics_damaged_in_the_middle(tmp_path, recipe):
+    run = Run.create(tmp_path, recipe)
+    for line in ("not json", '{"loss": 1}', "[1]", '{"step": "x"}', "\x00\x00", "null"):
+        (run.path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2.*delete that line"):
+            run.read_metrics()
+
+
+def test_rewind_keeps_steps_unique(tmp_path, recipe):
+    run = Run.create(tmp_path, recipe)
+    for step in range(0, 50, 10):
+        run.append_metrics({"step": step, "take": 1})
+    run.finish({"accuracy": 0.5})
+    run.rewind(20)
+    assert not run.finished
+    for step in range(30, 60, 10):
+        run.append_metrics({"step": step, "take": 2})
+    assert [(row["step"], row["take"]) for row in run.read_metrics()] == [
+        (0, 1),
+        (10, 1),
+        (20, 1),
+        (30, 2),
+        (40, 2),
+        (50, 2),
+    ]
+
+
+def test_finish(tmp_path, recipe):
+    run = Run.create(tmp_path, recipe)
+    run.finish({"accuracy": 0.86, "loss": math.nan})
+    assert run.finished
+    assert Run.open(run.path).finished
+    assert json.loads((run.path / "result.json").read_text()) == {"accuracy": 0.86, "loss": None}
+
+
+@pytest.mark.parametrize(
+    "act", [lambda r: r.finish({}), lambda r: r.rewind(1), lambda r: r.append_metrics({"step": 1})]
+)
+def test_a_folder_that_is_gone(tmp_path, recipe, act):
+    run = Run.create(tmp_path, recipe)
+    run.path.rename(tmp_path / "away")
+    with pytest.raises(ThumbnetError, match="cannot write"):
+        act(run)
+
+
+def test_find_the_newest_run_whatever_was_touched(tmp_path, recipe):
+    runs = [Run.create(tmp_path, recipe, name=name) for name in ("b", "c", "a")]
+    for age, run in enumerate(reversed(runs)):
+        for path in (run.path / "run.json", run.path):
+            os.utime(path, (10_000 + age, 10_000 + age))
+    (tmp_path / "zz-not-a-run").mkdir()
+    (tmp_path / "zz-file").write_text("")
+    found = find_run(tmp_path, None)
+    assert found.path == tmp_path / "a"
+    assert found.recipe == recipe
+
+
+def test_find_by_name_path_and_checkpoint(tmp_path, recipe, make_checkpoint, monkeypatch):
+    run = Run.create(tmp_path, recipe, name="one")
+    Run.create(tmp_path, recipe, name="two")
+    checkpoint = run.checkpoints.save(make_checkpoint(12))
+    for text in ("one", str(run.path), f"{run.path}/"):
+        assert find_run(tmp_path, text).path == run.path
+        assert find_checkpoint(tmp_path, text)[1] is None
+    assert find_run(tmp_path / "elsewhere", str(checkpoint)).path == run.path
+    assert find_checkpoint(tmp_path, str(checkpoint))[1] == 12
+    monkeypatch.chdir(checkpoint)
+    assert find_checkpoint(tmp_path, ".")[1] == 12
+    monkeypatch.chdir(run.path / "checkpoints")
+    found, step = find_checkpoint(tmp_path, "step-00000012")
+    assert (found.path, step) == (run.path, 12)
+
+
+def test_nothing_found(tmp_path, recipe):
+    for out in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UsageError, match="no run here: start one with `thumbnet train`"):
+            find_run(out, None)
+        with pytest.raises(UsageError, match="no runs yet"):
+            find_run(out, "x")
+    Run.create(tmp_path, recipe, name="frogs-1")
+    with pytest.raises(UsageError, match="did you mean 'frogs-1'"):
+        find_run(tmp_path, "frog-1")
+    with pytest.raises(UsageError, match=r"there are: frogs-1$"):
+        find_run(tmp_path, "zzz")
+    for index in range(10):
+        Run.create(tmp_path, recipe, name=f"run{index}")
+    with pytest.raises(UsageError, match=r"run9 and 3 more$"):
+        find_run(tmp_path, "zzz")
+
+
+@pytest.mark.parametrize("text", ["", "\x00", "x" * 5000, "checkpoints/step-00000001", "/"])
+def test_odd_names_are_usage_errors(tmp_path, recipe, text):
+    Run.create(tmp_path, recipe, name="one")
+    with pytest.raises(UsageError):
+        find_run(tmp_path, text)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"created": 5}', "\x00"])
+def test_a_damaged_run_file_is_named(tmp_path, recipe, content):
+    run = Run.create(tmp_path, recipe, name="one")
+    (run.path / "run.json").write_text(content)
+    for name in (None, "one"):
+        with pytest.raises(CheckpointError, match=r"run\.json: damaged"):
+            find_run(tmp_path, name)
+
+
+def test_open_needs_a_run(tmp_path):
+    with pytest.raises(UsageError, match=r"not the folder of a run, it has no run\.json"):
+        Run.open(tmp_path)
+
+
+def test_the_resume_command_survives_a_shell(tmp_path, recipe):
+    run = Run.create(tmp_path / "my runs", recipe, name="one")
+    assert run.resume_command == f"thumbnet train --resume '{run.path}'"
+
+
+def test_the_lock_of_one_process(tmp_path, recipe):
+    run = Run.create(tmp_path, recipe)
+    (run.checkpoints.folder / ".tmp-step-00000001").mkdir()
+    assert not run.is_training()
+    with run.lock():
+        assert names(run.checkpoints.folder) == []
+        assert Run.open(run.path).is_training()
+        with pytest.raises(CheckpointError, match=f"process {os.getpid()} on .* is training this run"), run.lock():
+            pytest.fail("two locks")
+    assert not run.is_training()
+    with run.lock():
+        pass
