@@ -91,8 +91,8 @@ class PoolOrder:
     def _draw(self, slots: np.ndarray) -> np.ndarray:
         """Draw from these slots, one after the other, and let the next records in; returns the record numbers."""
         incoming = self.position + self._pool + np.arange(len(slots), dtype=np.int64)
-        # A slot drawn more than once gives, from the second time on, the record that the draw before it let in. A stable
-        # sort by slot brings those draws together.
+        # A slot drawn more than once gives, from the second time on, the record that the draw before it let in.
+        # A stable sort by slot brings those draws together.
         by_slot = np.argsort(slots.astype(np.min_scalar_type(self._pool - 1)), kind="stable")
         again = np.flatnonzero(np.diff(slots[by_slot]) == 0) + 1
         numbers = self.contents[slots]
