@@ -95,7 +95,7 @@ class PoolOrder:
         # A stable sort by slot brings those draws together.
         by_slot = np.argsort(slots.astype(np.min_scalar_type(self._pool - 1)), kind="stable")
         again = np.flatnonzero(np.diff(slots[by_slot]) == 0) + 1
-        numbers = self.contents[slots]
+        numbers: np.ndarray = self.contents[slots]
         numbers[by_slot[again]] = incoming[by_slot[again - 1]]
         self.contents[slots] = incoming  # of several records for one slot the last one stays
         self.position += len(slots)
@@ -104,4 +104,5 @@ class PoolOrder:
 
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     """Return a random permutation, int64 [count]."""
-    return np.argsort(words(count, seed=seed, epoch=epoch, stream=Stream.ORDER_TAIL), kind="stable")
+    order: np.ndarray = np.argsort(words(count, seed=seed, epoch=epoch, stream=Stream.ORDER_TAIL), kind="stable")
+    return order

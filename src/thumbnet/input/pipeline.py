@@ -18,7 +18,8 @@ from thumbnet.config import DistortConfig, InputConfig
 from thumbnet.errors import DataError
 from thumbnet.input.distort import Draws, draw, prepare
 from thumbnet.input.distort import distort as distort_batch
-from thumbnet.input.order import epoch_order
+from thumbnet.input.order import PoolOrder
+from thumbnet.input.pool import PoolReader
 
 if TYPE_CHECKING:
     from thumbnet.data.dataset import ImageDataset
@@ -41,8 +42,12 @@ class Batch:
 
 def pool_examples(dataset: ImageDataset, config: InputConfig) -> int:
     """Return how many examples the shuffling pool holds: the fraction asked for, as far as memory allows."""
-    budget = config.pool_mib * 2**20 // math.prod(dataset.image_shape)
-    return min(math.ceil(config.pool * len(dataset)), budget)
+    return min(math.ceil(config.pool * len(dataset)), _budget_examples(dataset, config))
+
+
+def _budget_examples(dataset: ImageDataset, config: InputConfig) -> int:
+    """Return how many pictures the memory of the pool has room for."""
+    return config.pool_mib * 2**20 // math.prod(dataset.image_shape)
 
 
 class TrainingInput:
@@ -83,8 +88,8 @@ class TrainingInput:
         self.wait_s = 0.0
         """Seconds the consumer has waited for batches, in all."""
         self._dataset, self._distort, self._input, self._seed = dataset, distort, input, seed
-        self._pool = pool_examples(dataset, input)
         self._prefetch = prefetch
+        self._epoch_draws: dict[int, Draws] = {}
         self._ready: deque[Batch] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -142,36 +147,32 @@ class TrainingInput:
 
     def _batches(self, step: int) -> Iterator[Batch]:
         """Yield the batches from `step` on."""
-        count, size = len(self._dataset), self._input.batch_size
-        plans: dict[int, tuple[np.ndarray, Draws]] = {}
-        position = step * size
+        for numbers, images_NHWC, labels in self._examples(step * self._input.batch_size):
+            images = distort_batch(images_NHWC, self._draws(numbers), self._distort)
+            yield Batch(images=images, labels=torch.from_numpy(labels), indices=numbers % len(self._dataset))
+
+    def _examples(self, position: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield numbers (through all epochs), pictures and labels, a batch at a time, from a position on."""
+        pool = min(max(pool_examples(self._dataset, self._input), 1), len(self._dataset))
+        if len(self._dataset) > _budget_examples(self._dataset, self._input):
+            reader = PoolReader(self._dataset, pool=pool, seed=self._seed, position=position)
+            while True:
+                yield reader.take(self._input.batch_size)
+        order = PoolOrder(len(self._dataset), pool=pool, seed=self._seed, position=position)
         while True:
-            parts: list[tuple[np.ndarray, Draws]] = []
-            missing = size
-            while missing:
-                epoch, offset = divmod(position, count)
-                if epoch not in plans:
-                    plans = {epoch: self._plan(epoch)}
-                order, draws = plans[epoch]
-                indices = order[offset : offset + missing]
-                parts.append((indices, draws.take(indices)))
-                position += len(indices)
-                missing -= len(indices)
-            yield self._batch(parts)
+            numbers, _ = order.take(self._input.batch_size)
+            yield numbers, *self._dataset.gather(numbers % len(self._dataset))
 
-    def _plan(self, epoch: int) -> tuple[np.ndarray, Draws]:
-        """Return the order and the draws of an epoch."""
+    def _draws(self, numbers: np.ndarray) -> Draws:
+        """Return the draws of examples, numbered through all epochs; those of the last epoch are kept for next time."""
         count = len(self._dataset)
-        order = epoch_order(count, seed=self._seed, epoch=epoch, pool=self._pool)
-        return order, draw(count, self._distort, self._dataset.image_shape, seed=self._seed, epoch=epoch)
-
-    def _batch(self, parts: list[tuple[np.ndarray, Draws]]) -> Batch:
-        """Return the batch of some examples and their draws."""
-        indices = np.concatenate([indices for indices, _ in parts])
-        draws = parts[0][1] if len(parts) == 1 else Draws.concatenate([draws for _, draws in parts])
-        images_NHWC, labels_N = self._dataset.gather(indices)
-        images = distort_batch(images_NHWC, draws, self._distort)
-        return Batch(images=images, labels=torch.from_numpy(labels_N), indices=indices)
+        parts = []
+        for epoch in range(numbers[0] // count, numbers[-1] // count + 1):
+            if epoch not in self._epoch_draws:
+                drawn = draw(count, self._distort, self._dataset.image_shape, seed=self._seed, epoch=epoch)
+                self._epoch_draws = {epoch: drawn}
+            parts.append(self._epoch_draws[epoch].take((numbers % count)[numbers // count == epoch]))
+        return Draws.concatenate(parts)
 
 
 def evaluation_batches(dataset: ImageDataset, distort: DistortConfig, batch_size: int) -> Iterator[Batch]:
