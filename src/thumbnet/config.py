@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thumbnet.errors import UsageError, did_you_mean
+
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class InputConfig:
     batch_size: int = 128
     """Images of one step, over all devices."""
     pool: float = 0.4
-    """Least number of examples in the shuffling pool, as a fraction of an epoch: 0 keeps the order of the files, 1 shuffles all."""
+    """Examples in the shuffling pool, as a fraction of an epoch: 0 keeps the order of the files, 1 shuffles all."""
     pool_mib: int = 512
     """Most memory the shuffling pool takes, in MiB; a larger `pool` is cut to it, so that any data set fits."""
 
@@ -87,7 +88,7 @@ class OptimizerConfig:
     nesterov: bool = False
     """Nesterov's form of momentum."""
     weight_decay: dict[str, float] = field(default_factory=dict)
-    """Layer name -> coefficient c of c/2 * ||w||^2 in the loss, on that layer's weight; `default` for all other weights."""
+    """Layer name -> coefficient c of c/2 * ||w||^2 in the loss, on that layer's weight; `default` for the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ class TrainConfig:
     """Epochs to train, rounded up to whole steps; 0 takes `steps`, or the time limit."""
     time_limit_s: float = 0.0
     """Seconds after which training ends, its schedule having run out by then; 0 for no limit."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: PrecisionName = "auto"
     """Arithmetic of the network; auto takes bf16 where the processor has it in hardware, else fp32."""
     log_every: int = 50
     """Steps between step lines."""
@@ -134,6 +135,18 @@ class TrainConfig:
     """Seconds between checkpoints; 0 for none by time."""
     keep: int = 3
     """Newest checkpoints kept, beside the best by validation."""
+
+
+_TRAIN_LIMITS = {
+    "steps": 0,
+    "epochs": 0,
+    "time_limit_s": 0,
+    "log_every": 1,
+    "summary_every": 0,
+    "checkpoint_every_steps": 0,
+    "checkpoint_every_s": 0,
+    "keep": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +187,14 @@ class Recipe:
         _limit("schedule.every_epochs", self.schedule.every_epochs, 1e-6)
         _limit("schedule.factor", self.schedule.factor, 0, 1)
         _limit("average.decay", self.average.decay, 0, 1, below=True)
-        for name in ("steps", "epochs", "time_limit_s", "summary_every", "checkpoint_every_steps", "checkpoint_every_s"):
+        for name in (
+            "steps",
+            "epochs",
+            "time_limit_s",
+            "summary_every",
+            "checkpoint_every_steps",
+            "checkpoint_every_s",
+        ):
             _limit(f"train.{name}", getattr(self.train, name), 0)
         for name in ("log_every", "keep"):
             _limit(f"train.{name}", getattr(self.train, name), 1)
@@ -238,7 +258,9 @@ def recipe_from_dict(
     Raises:
         UsageError: names `where`, the key, and what was expected.
     """
-    merged: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    merged: dict[str, Any] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
+    }
     for key, value in (overrides or {}).items():
         _set(merged, key.split("."), value)
     recipe = _build(Recipe, merged, where)
@@ -293,6 +315,6 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
+    if origin is None and type(value) is hint:
         return value
     raise UsageError(f"{where}: {key} is {value!r}, expected {getattr(hint, '__name__', hint)}")

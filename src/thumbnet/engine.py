@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from thumbnet.config import PrecisionName
 from thumbnet.errors import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,7 +27,7 @@ _ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512
 class Precision:
     """The arithmetic of the network, and the reason for it."""
 
-    name: str
+    name: PrecisionName
     """fp32, bf16 or fp16."""
     why: str
 
@@ -48,7 +49,7 @@ def device() -> torch.device:
     return accelerator if accelerator is not None else torch.device("cpu")
 
 
-def resolve_precision(requested: str = "auto") -> Precision:
+def resolve_precision(requested: PrecisionName = "auto") -> Precision:
     """Choose the arithmetic: as requested, or by what the hardware does fast.
 
     Raises:
@@ -139,6 +140,6 @@ def process_age_s() -> float:
     path = Path("/proc/self/stat")
     if not path.exists():
         return 0.0
-    # Field 22, counted after the command's name, which may hold spaces and brackets.
+    # Field 22 is the start in clock ticks since boot; it is the 20th after the command's name, which may hold spaces.
     ticks = int(path.read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -24,7 +24,6 @@ from thumbnet.errors import UsageError
 if TYPE_CHECKING:
     from thumbnet.config import Recipe
     from thumbnet.data.dataset import Splits
-    from thumbnet.monitor.console import Console
     from thumbnet.runs.run import Run
     from thumbnet.training.loop import Outcome, Training
 

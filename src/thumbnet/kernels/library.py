@@ -19,7 +19,16 @@ import torch
 from thumbnet.engine import cpu_features, cpu_name
 
 SOURCES = ("pool_norm.c", "pool_norm.h")
-FLAGS = ("-std=c11", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+FLAGS = (
+    "-std=c11",
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+)
 COMPILE_TIMEOUT_S = 60
 SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 

@@ -58,6 +58,7 @@ def build_classic(*, num_classes: int, crop: int, channels: int = 3, initial_std
     ):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
+        assert layer.bias is not None
         # TensorFlow's truncated normal redraws what falls outside two deviations.
         nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
         with torch.no_grad():

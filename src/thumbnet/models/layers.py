@@ -6,6 +6,7 @@ agree to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,8 +39,7 @@ class SameMaxPool(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Pool over the two last dimensions."""
         if _kernels_take(images_NCHW):
-            pooled: Tensor = _MaxPool.apply(images_NCHW, self.kernel, self.stride, self.relu)
-            return pooled
+            return _max_pool(images_NCHW, self.kernel, self.stride, self.relu)
         (top, bottom), (left, right) = (same_padding(side, self.kernel, self.stride) for side in images_NCHW.shape[-2:])
         # Padding must never win the maximum.
         padded = F.pad(images_NCHW, (left, right, top, bottom), value=float("-inf"))
@@ -65,8 +65,7 @@ class LocalResponseNorm(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Normalize; the result has the input's type and memory format."""
         if _kernels_take(images_NCHW) and self.radius <= MAX_RADIUS:
-            normalized: Tensor = _ResponseNorm.apply(images_NCHW, self.radius, self.bias, self.alpha, self.relu)
-            return normalized
+            return _response_norm(images_NCHW, self.radius, self.bias, self.alpha, self.relu)
         x = F.relu(images_NCHW) if self.relu else images_NCHW
         # alpha is about 1e-4 and would vanish beside the bias in bf16, so s is float32 whatever the input is.
         s = self.bias + self.alpha * band_sum(x * x, self.radius).float()
@@ -143,6 +142,10 @@ class _ResponseNorm(torch.autograd.Function):
         input_gradient = torch.empty_like(x)
         load_library().call("lrn_backward", gradient, x, input_gradient, *ctx.constants)
         return input_gradient, None, None, None, None
+
+
+_max_pool: Callable[..., Tensor] = _MaxPool.apply
+_response_norm: Callable[..., Tensor] = _ResponseNorm.apply
 
 
 def _empty_channels_last(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from thumbnet.config import Recipe
 from thumbnet.data.dataset import Splits
 from thumbnet.engine import Precision, device
 from thumbnet.errors import DivergedError, UsageError
-from thumbnet.evaluation.evaluate import evaluate
+from thumbnet.evaluation.evaluate import evaluate_weights
 from thumbnet.input.pipeline import Batch, TrainingInput
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.health import GradientCheck, SpikeDetector
@@ -180,11 +180,15 @@ class Training:
         """Return what TensorBoard shows of a step, by tag."""
         raw = {f"loss/{name}": value for name, value in losses.items()}
         averaged = {f"loss/{name} (average)": value for name, value in self.state.smoothed.items()}
-        return raw | averaged | {
-            "training/learning_rate": rate,
-            "training/gradient_norm": result.gradient_norm,
-            "accuracy/batch": result.accuracy,
-        }
+        return (
+            raw
+            | averaged
+            | {
+                "training/learning_rate": rate,
+                "training/gradient_norm": result.gradient_norm,
+                "accuracy/batch": result.accuracy,
+            }
+        )
 
     def _report(self, loss: float, rate: float, wait_s: float) -> None:
         """Show a step line, add it to the metrics, and begin a new window."""
@@ -230,7 +234,7 @@ class Training:
         with self._clock.paused() as pause:
             models = {"raw": state.model} | ({"average": state.average.model} if state.average else {})
             accuracies = {
-                name: evaluate(model, dataset, self.recipe.distort, precision=self.precision).accuracy
+                name: evaluate_weights(model, dataset, self.recipe.distort, precision=self.precision).accuracy
                 for name, model in models.items()
             }
         self._window.exclude(pause.seconds)

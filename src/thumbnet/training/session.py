@@ -14,7 +14,7 @@ from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
 from thumbnet.data import load_splits
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import UsageError
-from thumbnet.evaluation.evaluate import evaluate
+from thumbnet.evaluation.evaluate import evaluate_weights
 from thumbnet.evaluation.metrics import Metrics
 from thumbnet.monitor.console import Console
 from thumbnet.runs.run import Run
@@ -145,7 +145,7 @@ def evaluate_test(training: Training) -> dict[str, Metrics]:
     assert dataset is not None
     models = ({"average": state.average.model} if state.average else {}) | {"raw": state.model}
     distort, precision = training.recipe.distort, training.precision
-    return {name: evaluate(model, dataset, distort, precision=precision) for name, model in models.items()}
+    return {name: evaluate_weights(model, dataset, distort, precision=precision) for name, model in models.items()}
 
 
 def summary_of(metrics: Metrics) -> dict[str, float]:
