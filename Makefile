@@ -1,0 +1,28 @@
+# Every target is also said as plain commands in CONTRIBUTING.md, for people without make.
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: train test setup lint format
+
+train: setup
+	$(BIN)/thumbnet train
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(VENV)/ready
+
+# constraints.txt is the lock: exact versions of everything that is installed.
+$(VENV)/ready: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
