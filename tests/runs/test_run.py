@@ -168,6 +168,15 @@ def test_rewind_keeps_steps_unique(tmp_path, recipe):
     ]
 
 
+def test_a_changed_recipe_is_written_and_kept_to(tmp_path, recipe):
+    run = Run.create(tmp_path, recipe)
+    longer = load_preset("classic", {"train.steps": 70, "train.keep": 5})
+    run.change_recipe(longer)
+    for same in (run, Run.open(run.path)):
+        assert same.recipe == longer
+        assert same.checkpoints.keep == 5
+
+
 def test_finish(tmp_path, recipe):
     run = Run.create(tmp_path, recipe)
     run.finish({"accuracy": 0.86, "loss": math.nan})
@@ -177,7 +186,13 @@ def test_finish(tmp_path, recipe):
 
 
 @pytest.mark.parametrize(
-    "act", [lambda r: r.finish({}), lambda r: r.rewind(1), lambda r: r.append_metrics({"step": 1})]
+    "act",
+    [
+        lambda r: r.finish({}),
+        lambda r: r.change_recipe(r.recipe),
+        lambda r: r.rewind(1),
+        lambda r: r.append_metrics({"step": 1}),
+    ],
 )
 def test_a_folder_that_is_gone(tmp_path, recipe, act):
     run = Run.create(tmp_path, recipe)
