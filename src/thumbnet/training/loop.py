@@ -179,7 +179,7 @@ class Training:
     def _scalars(self, losses: dict[str, float], rate: float, result: StepResult) -> dict[str, float]:
         """Return what TensorBoard shows of a step, by tag."""
         raw = {f"loss/{name}": value for name, value in losses.items()}
-        averaged = {f"loss/{name} (average)": value for name, value in self.state.smoothed.items()}
+        averaged = {f"loss/{name} average": value for name, value in self.state.smoothed.items()}
         return (
             raw
             | averaged
