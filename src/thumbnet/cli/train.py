@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.flags import (
@@ -57,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.set_defaults(parser=parser)
     parser.add_argument("--preset", help=f"recipe to start from ({DEFAULT_PRESET}); `thumbnet info` lists them")
-    parser.add_argument("--recipe", metavar="FILE", help="recipe.toml to start from, such as that of a run")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="recipe.toml to start from, such as that of a run")
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="RUN", help="go on with a run, exactly (the newest in --out)"
     )
@@ -97,8 +97,11 @@ def run(args: argparse.Namespace) -> int:
         note(f"--devices {args.devices}: training uses one device, {engine.device()}")
     # From here on, so that a Ctrl-C at any time leaves no half-made run without a word.
     with StopSignal() as stop:
-        this_run, load = _begin(args)
+        this_run, recipe, load = _begin(args)
         with this_run.lock(), Console(args.log_format, log_path=this_run.path / "log.txt") as console:
+            if args.resume is not None:
+                # Under the lock: the recipe of a run that another process trains must not change.
+                this_run.change_recipe(recipe)
             training = open_training(this_run, load(), console, resume=args.resume is not None)
             for line in _opening_lines(training):
                 console.note(line)
@@ -151,36 +154,45 @@ def _checkpoint_interval(text: str) -> dict[str, object]:
         raise UsageError(f"--checkpoint-every {text}: neither steps such as 500 nor a time such as 60s") from None
 
 
-def _begin(args: argparse.Namespace) -> tuple[Run, Callable[[], Splits]]:
-    """Make the new run, or find the one to resume; gives the run and what loads its data."""
-    from thumbnet.config import load_preset, load_recipe
-    from thumbnet.runs.run import find_run
-    from thumbnet.training.session import load_data, resumed_recipe, start_run
+def _begin(args: argparse.Namespace) -> tuple[Run, Recipe, Callable[[], Splits]]:
+    """Make the new run, or find the one to resume; gives the run, its recipe from here on, and what loads its data."""
+    from thumbnet.data import load_splits
+    from thumbnet.runs.run import find_checkpoint
+    from thumbnet.training.session import resumed_recipe, start_run
 
-    load = functools.partial(load_data, data_dir=args.data_dir, offline=args.offline, note=note)
+    def load(recipe: Recipe) -> Splits:
+        return load_splits(recipe.data, data_dir=args.data_dir, offline=args.offline, note=note)
+
     overrides = overrides_of(args)
     if args.resume is None:
-        if args.preset and args.recipe:
-            raise UsageError("--preset and --recipe: give one of the two")
-        if args.recipe:
-            from pathlib import Path
-
-            recipe: Recipe = load_recipe(Path(args.recipe), overrides)
-        else:
-            recipe = load_preset(args.preset or DEFAULT_PRESET, overrides)
-        new, splits = start_run(recipe, args.out, args.name, load)
-        return new, lambda: splits
+        new, splits = start_run(_new_recipe(args, overrides), args.out, args.name, load)
+        return new, new.recipe, lambda: splits
     for flag in ("preset", "recipe", "name"):
         if getattr(args, flag):
             raise UsageError(f"--{flag} and --resume: a resumed run keeps its own; start a new one without --resume")
-    found = find_run(args.out, args.resume or None)
-    found.change_recipe(resumed_recipe(found, overrides))
-    return found, lambda: load(found.recipe)
+    found, step = find_checkpoint(args.out, args.resume or None)
+    if step is not None:
+        raise UsageError(
+            f"--resume {args.resume}: a run goes on from its newest checkpoint: give the run, {found.path}"
+        )
+    return found, resumed_recipe(found, overrides), lambda: load(found.recipe)
+
+
+def _new_recipe(args: argparse.Namespace, overrides: dict[str, object]) -> Recipe:
+    """Return the recipe of a new run: a preset or a file, with what the flags change."""
+    from thumbnet.config import load_preset, load_recipe
+
+    if args.preset and args.recipe:
+        raise UsageError("--preset and --recipe: give one of the two")
+    if args.recipe:
+        return load_recipe(args.recipe, overrides)
+    return load_preset(args.preset or DEFAULT_PRESET, overrides)
 
 
 def _opening_lines(training: Training) -> list[str]:
     """Say what is going to be trained, on what, with what."""
-    from thumbnet.engine import usable_cores
+    import torch
+
     from thumbnet.kernels import load_library
 
     recipe, splits, state = training.recipe, training.splits, training.state
@@ -192,7 +204,7 @@ def _opening_lines(training: Training) -> list[str]:
         f"data {recipe.data.name}: {len(splits.train):,} images to train on{validation}",
         f"network {recipe.model.name}: {parameters:,} parameters, input {recipe.distort.crop}x{recipe.distort.crop}, "
         f"batch {recipe.input.batch_size}",
-        f"engine: {training.precision.name} ({training.precision.why}), {usable_cores()} cores, {kernels}",
+        f"engine: {training.precision.name} ({training.precision.why}), {torch.get_num_threads()} threads, {kernels}",
     ]
     if state.step:
         lines.append(f"resumed after step {state.step}")

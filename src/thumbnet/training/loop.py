@@ -98,6 +98,9 @@ class Training:
             with TrainingInput(
                 self.splits.train, recipe.distort, recipe.input, seed=recipe.seed, start_step=state.step
             ) as batches:
+                if not state.step:
+                    # A full disk shows now rather than in an hour, and a run killed early can be resumed.
+                    self.run.checkpoints.save(state.capture(recipe), note=self.console.note)
                 on_first_step()
                 self._clock.start()
                 self._window.restart(wait_s=batches.wait_s)
@@ -224,7 +227,7 @@ class Training:
         """Save a checkpoint, chosen as best by its accuracy on the validation split where there is one."""
         state = self.state
         accuracy = self._validate() if self.splits.validation is not None else None
-        self.run.checkpoints.save(state.capture(), accuracy, note=self.console.note)
+        self.run.checkpoints.save(state.capture(self.recipe), accuracy, note=self.console.note)
         self._saved = (state.step, time.monotonic())
 
     def _validate(self) -> float:

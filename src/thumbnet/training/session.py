@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,6 @@ from typing import Any
 
 from thumbnet import engine
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
-from thumbnet.data import load_splits
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import UsageError
 from thumbnet.evaluation.evaluate import evaluate_weights
@@ -63,16 +63,7 @@ def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
         UsageError: an override would change what a step computes, or the run has nothing left to do.
     """
     recipe = recipe_from_dict(recipe_to_dict(run.recipe), overrides, where=str(run.path))
-    for key in overrides:
-        section, _, name = key.partition(".")
-        before, after = getattr(run.recipe, section), getattr(recipe, section)
-        if name:
-            before, after = _value(before, name), _value(after, name)
-        if before != after and key not in RESUMABLE:
-            raise UsageError(
-                f"{run.path}: {key} is {before} in this run and cannot become {after} on --resume: start a new run, "
-                f"or change only {', '.join(RESUMABLE)}"
-            )
+    _refuse_changes(run, recipe_to_dict(run.recipe), recipe)
     if run.finished and recipe.train == run.recipe.train:
         raise UsageError(
             f"{run.path}: this run has finished: give more --steps or --epochs to go on with it, "
@@ -81,16 +72,26 @@ def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
     return recipe
 
 
-def _value(section: object, dotted: str) -> object:
-    """Return an entry of a recipe's section by its dotted name; dictionaries are looked into."""
-    for name in dotted.split("."):
-        section = section.get(name) if isinstance(section, dict) else getattr(section, name)
-    return section
+def _refuse_changes(run: Run, before: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raise `UsageError` when two recipes differ in more than a resume may change."""
+    old, new = _flat(before), _flat(recipe_to_dict(recipe))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and key not in RESUMABLE:
+            raise UsageError(
+                f"{run.path}: {key} is {old.get(key)} in this run and cannot become {new.get(key)} on --resume: "
+                f"start a new run\nA resume may change only {', '.join(RESUMABLE)}"
+            )
 
 
-def load_data(recipe: Recipe, *, data_dir: Path | None, offline: bool, note: Callable[[str], None]) -> Splits:
-    """Load the data of a recipe, fetching it at first use."""
-    return load_splits(recipe.data, data_dir=data_dir, offline=offline, note=note)
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys, and values as JSON gives them back (it knows no tuples)."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.loads(json.dumps(value))
+    return flat
 
 
 def open_training(run: Run, splits: Splits, console: Console, *, resume: bool) -> Training:
@@ -103,10 +104,17 @@ def open_training(run: Run, splits: Splits, console: Console, *, resume: bool) -
     state = new_state(run.recipe, num_classes=len(splits.train.class_names), channels=splits.train.image_shape[2])
     if resume:
         checkpoint = run.checkpoints.latest(note=console.note)
+        _refuse_changes(run, checkpoint.info.get("recipe", {}), run.recipe)
         state.restore(checkpoint, str(run.path))
         run.rewind(state.step)
-    precision = engine.resolve_precision(run.recipe.train.precision)
-    return Training(run, splits, state, precision=precision, console=console)
+    return Training(run, splits, state, precision=_precision_of(run), console=console)
+
+
+def _precision_of(run: Run) -> engine.Precision:
+    """Return the run's arithmetic, with the reason that `auto` had where it would choose the same today."""
+    automatic = engine.resolve_precision()
+    name = run.recipe.train.precision
+    return automatic if automatic.name == name else engine.resolve_precision(name)
 
 
 def conclude(training: Training, outcome: Outcome, start_seconds: float) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from thumbnet.config import Recipe
+from thumbnet.config import Recipe, recipe_to_dict
 from thumbnet.engine import device
+from thumbnet.errors import CheckpointError
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import Checkpoint, fit_state
 from thumbnet.training.averages import WeightAverage
@@ -32,14 +34,22 @@ class TrainingState:
     smoothed: dict[str, float] = field(default_factory=dict)
     """Moving average (decay 0.9) of each loss, by name."""
 
-    def capture(self) -> Checkpoint:
-        """Return a checkpoint that shares memory with this state: save it before the next step."""
+    def capture(self, recipe: Recipe) -> Checkpoint:
+        """Return a checkpoint that shares memory with this state: save it before the next step.
+
+        Args:
+            recipe: what the training follows; kept in the checkpoint, so that a resume notices when it was edited.
+        """
         tensors = {RNG_KEY: torch.get_rng_state()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{key}.{name}"] = value
-        info: dict[str, Any] = {"train_s": self.train_s, "smoothed": dict(self.smoothed)}
+        info: dict[str, Any] = {
+            "train_s": self.train_s,
+            "smoothed": dict(self.smoothed),
+            "recipe": recipe_to_dict(recipe),
+        }
         return Checkpoint(
             step=self.step,
             model=self.model.state_dict(),
@@ -52,23 +62,35 @@ class TrainingState:
         """Continue from a checkpoint, exactly.
 
         Raises:
-            CheckpointError: a tensor does not fit this recipe's network.
+            CheckpointError: something in it does not fit this recipe's training.
         """
+        if (self.average is None) != (checkpoint.average is None):
+            kept, wanted = ("none", "one") if checkpoint.average is None else ("one", "none")
+            raise CheckpointError(f"{where}: the recipe asks for {wanted} average of the weights, {kept} was kept")
         fit_state(self.model, checkpoint.model, where)
         if self.average is not None and checkpoint.average is not None:
             fit_state(self.average.model, checkpoint.average, where)
+        try:
+            self._restore_optimizer(checkpoint.state)
+            torch.set_rng_state(checkpoint.state[RNG_KEY])
+            self.step = checkpoint.step
+            self.train_s = float(checkpoint.info["train_s"])
+            self.smoothed = {str(name): float(value) for name, value in checkpoint.info["smoothed"].items()}
+        except (KeyError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{where}: the state of step {checkpoint.step} does not fit this recipe ({error!r}): "
+                "was recipe.toml edited? Put it back, or start a new run"
+            ) from error
+
+    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give each parameter its optimizer state back, in the parameter's own memory format."""
         parameters = dict(self.model.named_parameters())
-        for full_name, value in checkpoint.state.items():
+        for full_name, value in tensors.items():
             if full_name == RNG_KEY:
-                torch.set_rng_state(value)
                 continue
             _, key, name = full_name.split(".", 2)
-            parameter = parameters[name]
-            restored = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            self.optimizer.state[parameter][key] = restored
-        self.step = checkpoint.step
-        self.train_s = float(checkpoint.info["train_s"])
-        self.smoothed = dict(checkpoint.info["smoothed"])
+            restored = torch.empty_like(parameters[name], dtype=value.dtype).copy_(value)
+            self.optimizer.state[parameters[name]][key] = restored
 
 
 def new_state(recipe: Recipe, *, num_classes: int, channels: int) -> TrainingState:
