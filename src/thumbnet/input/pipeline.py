@@ -169,8 +169,9 @@ class TrainingInput:
         parts = []
         for epoch in range(numbers[0] // count, numbers[-1] // count + 1):
             if epoch not in self._epoch_draws:
+                self._epoch_draws.clear()  # before the new ones: for millions of examples they count
                 drawn = draw(count, self._distort, self._dataset.image_shape, seed=self._seed, epoch=epoch)
-                self._epoch_draws = {epoch: drawn}
+                self._epoch_draws[epoch] = drawn
             parts.append(self._epoch_draws[epoch].take((numbers % count)[numbers // count == epoch]))
         return Draws.concatenate(parts)
 
