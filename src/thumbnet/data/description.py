@@ -66,9 +66,9 @@ class Limits:
     """A source slower than this, over `slow_after_s`, is left."""
     slow_after_s: float = 20.0
     """Seconds over which speed is measured."""
-    npm_answer_s: float = 20.0
-    """Seconds for the npm client to say that it can reach the package."""
-    npm_fetch_s: float = 600.0
+    npm_silence_s: float = 30.0
+    """Seconds in which the npm client must have received something; it needs a few to start."""
+    npm_total_s: float = 1800.0
     """Seconds for the npm client to fetch the package."""
 
 

