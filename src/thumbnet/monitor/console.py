@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -148,6 +149,8 @@ class Console:
             try:
                 self._log.write(text + "\n")
             except OSError as error:
+                with contextlib.suppress(OSError):
+                    self._log.close()
                 self._log = None
                 self.note(f"warning: the log file is given up: {error.strerror}")
 
@@ -218,7 +221,7 @@ def _start_live(stream: TextIO | None) -> Live:
     # wakes up beside the training.
     live = Live(
         "",
-        console=RichConsole(file=stream, highlight=False, markup=False),
+        console=RichConsole(file=stream, highlight=False, markup=False, emoji=False),
         auto_refresh=False,
         transient=True,
         redirect_stdout=False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import queue
 import socket
@@ -10,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from thumbnet.errors import ThumbnetError
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -29,7 +33,7 @@ class EventFile:
         purge_step: hide what earlier files of the folder say of this step and later ones; None hides nothing.
 
     Raises:
-        OSError: the file cannot be created.
+        ThumbnetError: the file cannot be created.
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
@@ -37,12 +41,17 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files in the order of their names, so these start with the time; the counter keeps two
         # files of one process and second apart.
         stem = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
-        self.path = next(path for i in range(10**6) if not (path := folder / f"{stem}.{i}").exists())
-        self._file = self.path.open("xb")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path = next(path for i in itertools.count() if not (path := folder / f"{stem}.{i}").exists())
+            self._file = self.path.open("xb")
+        except OSError as error:
+            raise ThumbnetError(
+                f"{folder}: cannot write TensorBoard's files here: {error.strerror}; --summary-every 0 does without"
+            ) from error
         self._records = RecordWriter(self._file)
         self._event_class = Event
         self.failure: OSError | None = None
@@ -78,12 +87,13 @@ class EventFile:
         """Write events until None comes; flush whenever the queue is empty, so that TensorBoard can follow."""
         try:
             while (build := self._queue.get()) is not None:
-                if self.failure is None:
-                    self._records.write(build().SerializeToString())
-                    if self._queue.empty():
-                        self._file.flush()
+                self._records.write(build().SerializeToString())
+                if self._queue.empty():
+                    self._file.flush()
             self._file.close()
         except OSError as error:
             self.failure = error
+            with contextlib.suppress(OSError):
+                self._file.close()
             while self._queue.get() is not None:
                 pass

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+ACTIVATION_FUNCTIONS = (nn.ReLU, nn.GELU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,24 +89,27 @@ def _sources(tensors: list[Tensor], producers: Mapping[Any, str]) -> tuple[str, 
 def graph_def(model: nn.Module, example: Tensor) -> bytes:
     """Return the network as a serialized GraphDef.
 
-    A layer with parameters is a group that opens to its operation and parameters. The batch dimension is left open.
+    A layer is a group that opens to its operation and parameters; an activation function is the operation alone. The
+    batch dimension is left open.
     """
     from tensorboard.compat.proto.graph_pb2 import GraphDef
 
-    calls = trace_layers(model, example)
     graph = GraphDef()
     outputs = {"input": "input"}
+    used: Counter[str] = Counter()
     _add_node(graph, "input", "Placeholder", [], (-1, *example.shape[1:]))
-    for call in calls:
-        scope = call.name.replace(".", "/")
-        parameters = dict(call.module.named_parameters())
-        for name, parameter in parameters.items():
-            _add_node(graph, f"{scope}/{name}", "Variable", [], tuple(parameter.shape))
-        kind = type(call.module).__name__
-        node = f"{scope}/{kind}" if parameters else scope
+    for call in trace_layers(model, example):
+        scope, kind = call.name.replace(".", "/"), type(call.module).__name__
+        parameters = {f"{scope}/{name}": parameter for name, parameter in call.module.named_parameters()}
+        node = scope if isinstance(call.module, (*ACTIVATION_FUNCTIONS, nn.Identity)) else f"{scope}/{kind}"
+        if not used[node]:
+            for name, parameter in parameters.items():
+                _add_node(graph, name, "Variable", [], tuple(parameter.shape))
+        used[node] += 1
+        if used[node] > 1:
+            node = f"{node}_{used[node] - 1}"
+        inputs = [*(outputs[source] for source in call.sources), *parameters]
         outputs[call.name] = node
-        inputs = [outputs[source] for source in call.sources if source in outputs]
-        inputs += [f"{scope}/{name}" for name in parameters]
         details = {"module": call.module.extra_repr()}
         if parameters:
             details["parameters"] = f"{sum(parameter.numel() for parameter in parameters.values()):,}"

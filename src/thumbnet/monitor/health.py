@@ -20,13 +20,12 @@ class GradientCheck:
     def __init__(self, model: nn.Module) -> None:
         self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
-    def check(self, step: int, loss: Tensor, *, loss_scale: float = 1.0) -> tuple[float, float]:
+    def check(self, step: int, loss: Tensor) -> tuple[float, float]:
         """Return (loss, gradient norm) of a step whose backward has run; call it before the update.
 
         Args:
             step: number of the step, for the message.
-            loss: the loss, a scalar tensor, not scaled.
-            loss_scale: factor that the gradients carry (fp16), taken out of the norm.
+            loss: the loss, a scalar tensor.
 
         Raises:
             DivergedError: the loss or a gradient is not finite. The weights are as they were before the step.
@@ -41,7 +40,7 @@ class GradientCheck:
             raise DivergedError(_message(step, f"loss = {_spell(loss_value)}"))
         if not math.isfinite(norm):
             norm = self._exact_norm(step, loss_value)
-        return loss_value, norm / loss_scale
+        return loss_value, norm
 
     def _exact_norm(self, step: int, loss: float) -> float:
         """Name the first gradient that is not finite; when all are, the norm overflowed: return it from float64."""

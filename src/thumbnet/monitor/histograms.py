@@ -45,6 +45,8 @@ def histogram(values: Tensor, *, sample: int, rectify: bool = False) -> Histogra
     if low == high:
         # One value, or none: a bin has to have a width.
         low, high = low - 0.5, high + 0.5
+    if high - low > torch.finfo(torch.float32).max:
+        flat = flat.double()
     counts = torch.histc(flat, BINS, low, high)
     return Histogram(
         low=low,

@@ -15,16 +15,22 @@ from torch import Tensor, nn
 
 from thumbnet.models.layers import SameMaxPool
 from thumbnet.monitor.event_file import EventFile
-from thumbnet.monitor.graph import graph_def
+from thumbnet.monitor.graph import ACTIVATION_FUNCTIONS, graph_def
 from thumbnet.monitor.histograms import Histogram, histogram, zero_fraction
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
 _MAX_POOLS = (nn.MaxPool2d, SameMaxPool)
-# What changes no value, or only by a rule that is seen in the layer before: not layers of their own.
-_NOT_LAYERS = (nn.ReLU, nn.GELU, nn.Flatten, nn.Dropout, nn.Identity)
 _MOSAIC = (4, 8)
+# Charts of the page "custom scalars": what belongs together in one picture, as regular expressions of tags.
+_CHARTS = {
+    "loss, raw and averaged": "^loss/total",
+    "parts of the loss, raw and averaged": "^loss/(?!total)",
+    "accuracy of raw and averaged weights": "^accuracy/",
+    "sparsity by layer": "^sparsity/",
+    "learning rate": ".*learning_rate$",
+}
 
 PARAMETER_SAMPLE = 2**20
 """Most values of a weight or gradient that its histogram counts: the 2015 network's are counted whole."""
@@ -36,15 +42,17 @@ class Summaries:
     """Writes what TensorBoard shows of a run. Everything is encoded and written on a thread of its own.
 
     Args:
-        folder: folder of event files; several writers may share it.
+        folder: folder of event files. TensorBoard follows the newest file of a folder only, so what is written beside a
+            training, such as evaluations by another process, belongs in a folder of its own.
         purge_step: on resuming, the step that comes next: what was written for it and later is hidden.
 
     Raises:
-        OSError: the folder or file cannot be created.
+        ThumbnetError: the folder or file cannot be created.
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
         self._events = EventFile(folder, purge_step=purge_step)
+        self._events.add_values(0, lambda: [_layout_value(_CHARTS)])
 
     @property
     def failure(self) -> OSError | None:
@@ -52,7 +60,10 @@ class Summaries:
         return self._events.failure
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers by tag; the part of a tag before the first slash is its group."""
+        """Write numbers by tag; the part of a tag before the first slash is its group.
+
+        Tags must not hold " (": where TensorBoard draws several tags in one chart, it takes that for a run's name.
+        """
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         copies = dict(values)
@@ -60,47 +71,40 @@ class Summaries:
             step, lambda: [Summary.Value(tag=tag, simple_value=value) for tag, value in copies.items()]
         )
 
-    def parameters(self, step: int, model: nn.Module, *, loss_scale: float = 1.0) -> None:
-        """Write a histogram of each weight and gradient: call it after backward and before the update.
-
-        Args:
-            step: the step.
-            model: its parameters are taken, with their `grad` where there is one.
-            loss_scale: factor that the gradients carry (fp16), taken out.
-        """
+    def parameters(self, step: int, model: nn.Module) -> None:
+        """Write a histogram of each weight and gradient: call it after backward and before the update."""
         histograms = {}
         for name, parameter in model.named_parameters():
             layer, _, kind = name.rpartition(".")
             suffix = layer if kind == "weight" else name
             histograms[f"weights/{suffix}"] = histogram(parameter, sample=PARAMETER_SAMPLE)
             if parameter.grad is not None:
-                scaled = parameter.grad if loss_scale == 1 else parameter.grad / loss_scale
-                histograms[f"gradients/{suffix}"] = histogram(scaled, sample=PARAMETER_SAMPLE)
+                histograms[f"gradients/{suffix}"] = histogram(parameter.grad, sample=PARAMETER_SAMPLE)
         self._add_histograms(step, histograms)
 
     @contextlib.contextmanager
     def activations(self, step: int, model: nn.Module) -> Iterator[None]:
         """Write histogram and sparsity of each layer's output, of the forward pass within this context.
 
-        Layers are the direct children of the network but for activation functions, flattening and dropout. A layer that
-        a ReLU follows, at once or after max pooling (the two commute), is shown as the ReLU makes it: that is what the
-        tutorial calls its activation.
+        Layers are the direct children of the network but for activation functions and mere views of their input. A
+        layer that a ReLU follows, at once or after max pooling (the two commute), is shown as the ReLU makes it: that
+        is what the tutorial calls its activation.
         """
         histograms: dict[str, Histogram] = {}
         sparsity: dict[str, float] = {}
         rectified = rectified_layers(model)
 
-        def look(name: str, output: object) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point():
+        def look(name: str, inputs: tuple[object, ...], output: object) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point() and not _is_view(output, inputs):
                 histograms[f"activations/{name}"] = histogram(
                     output, sample=ACTIVATION_SAMPLE, rectify=name in rectified
                 )
                 sparsity[f"sparsity/{name}"] = zero_fraction(output, rectify=name in rectified)
 
         hooks = [
-            layer.register_forward_hook(lambda _module, _input, output, name=name: look(name, output))
+            layer.register_forward_hook(lambda _module, inputs, output, name=name: look(name, inputs, output))
             for name, layer in model.named_children()
-            if not isinstance(layer, _NOT_LAYERS)
+            if not isinstance(layer, ACTIVATION_FUNCTIONS)
         ]
         try:
             yield
@@ -161,6 +165,12 @@ def rectified_layers(model: nn.Module) -> frozenset[str]:
     return frozenset(names)
 
 
+def _is_view(output: Tensor, inputs: tuple[object, ...]) -> bool:
+    """Tell whether a layer only shows its input's memory in another shape."""
+    memory = output.untyped_storage().data_ptr()
+    return any(isinstance(x, Tensor) and x.untyped_storage().data_ptr() == memory for x in inputs)
+
+
 def mosaic(images_NCHW: Tensor, columns: int) -> np.ndarray:
     """Lay images out in rows, with a border of one pixel: uint8 [rows * (H + 1) - 1, columns * (W + 1) - 1, C]."""
     N, C, H, W = images_NCHW.shape
@@ -203,4 +213,22 @@ def _histogram_value(tag: str, counted: Histogram) -> Summary.Value:
             bucket_limit=limits.tolist(),
             bucket=counted.counts.astype(float).tolist(),
         ),
+    )
+
+
+def _layout_value(charts: Mapping[str, str]) -> Summary.Value:
+    """Encode the layout of the page "custom scalars": a chart of each title, of the tags that an expression matches."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+    category = layout_pb2.Category(title="thumbnet")
+    for title, tags in charts.items():
+        category.chart.add(title=title, multiline=layout_pb2.MultilineChartContent(tag=[tags]))
+    layout = layout_pb2.Layout(category=[category]).SerializeToString()
+    return Summary.Value(
+        tag=metadata.CONFIG_SUMMARY_TAG,
+        tensor=TensorProto(dtype=DT_STRING, string_val=[layout]),
+        metadata=metadata.create_summary_metadata(),
     )

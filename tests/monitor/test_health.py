@@ -1,0 +1,97 @@
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from thumbnet.errors import DivergedError
+from thumbnet.monitor.health import GradientCheck, SpikeDetector
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("first", nn.Linear(3, 4))
+    model.add_module("second", nn.Linear(4, 2))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return model
+
+
+def test_returns_loss_and_the_norm_over_all_gradients(model: nn.Module) -> None:
+    flat = np.concatenate([parameter.grad.numpy().ravel() for parameter in model.parameters()])
+    loss, norm = GradientCheck(model).check(7, torch.tensor(1.5))
+    assert loss == 1.5
+    assert norm == pytest.approx(np.sqrt((flat.astype(np.float64) ** 2).sum()), rel=1e-6)
+
+
+def test_takes_bf16_losses_and_gradients(model: nn.Module) -> None:
+    loss, norm = GradientCheck(model.bfloat16()).check(7, torch.tensor(1.5, dtype=torch.bfloat16))
+    assert (loss, norm) == (1.5, pytest.approx(norm))
+
+
+@pytest.mark.parametrize(("value", "spelt"), [(math.nan, "NaN"), (math.inf, "inf"), (-math.inf, "-inf")])
+def test_refuses_a_loss_that_is_not_finite(model: nn.Module, value: float, spelt: str) -> None:
+    with pytest.raises(DivergedError, match=f"step 7: Model diverged with loss = {spelt}\n"):
+        GradientCheck(model).check(7, torch.tensor(value))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["first.weight", "second.bias"])
+def test_names_the_gradient_that_is_not_finite(model: nn.Module, name: str, value: float) -> None:
+    gradient = model.get_parameter(name).grad
+    gradient.view(-1)[-1] = value
+    with pytest.raises(DivergedError, match=rf"step 7: .* 1 of {gradient.numel()} values of the gradient of {name}"):
+        GradientCheck(model).check(7, torch.tensor(1.5))
+
+
+def test_huge_finite_gradients_are_not_called_infinite(model: nn.Module) -> None:
+    model.get_parameter("first.bias").grad.fill_(1e30)
+    _, norm = GradientCheck(model).check(0, torch.tensor(1.5))
+    assert norm == pytest.approx(2e30)
+
+
+def test_parameters_without_gradient_are_left_out(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+    assert GradientCheck(model).check(0, torch.tensor(1.5)) == (1.5, 0.0)
+
+
+def test_weights_stay_when_the_step_is_refused(model: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.get_parameter("second.weight").grad[0, 0] = math.nan
+    with pytest.raises(DivergedError):
+        GradientCheck(model).check(0, torch.tensor(1.5))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def feed(detector: SpikeDetector, losses: np.ndarray, start: int = 0) -> list[str]:
+    lines = (detector.update(start + i, float(loss)) for i, loss in enumerate(losses))
+    return [line for line in lines if line]
+
+
+def test_ordinary_training_has_no_spikes() -> None:
+    steps = np.arange(3000)
+    losses = 0.3 + 2 * np.exp(-steps / 500) + np.random.default_rng(0).normal(0, 0.1, steps.size)
+    assert feed(SpikeDetector(), losses) == []
+
+
+def test_losses_of_single_pictures_are_no_spikes() -> None:
+    assert feed(SpikeDetector(), np.random.default_rng(0).exponential(1.0, 3000)) == []
+
+
+def test_a_spike_is_told_once_when_it_begins_and_again_when_it_returns() -> None:
+    detector = SpikeDetector()
+    noise = np.random.default_rng(0).normal(1.0, 0.05, 300)
+    assert feed(detector, noise) == []
+    (line,) = feed(detector, np.array([9.0, 8.0, 7.0]), start=300)
+    assert re.fullmatch(r"step 300: loss spiked to 9, recent mean (1\.00|0\.99)\d*", line)
+    assert feed(detector, noise[:20], start=303) == []
+    assert len(feed(detector, np.array([9.0]), start=400)) == 1
+
+
+def test_the_falling_losses_of_the_first_steps_are_no_spikes() -> None:
+    assert feed(SpikeDetector(), np.array([2.3, 40.0, 12.0, 2.4])) == []

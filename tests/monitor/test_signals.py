@@ -1,0 +1,107 @@
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from thumbnet.monitor.signals import StopSignal
+
+# The child says when it is ready, and how its waiting ended.
+CHILD = """
+import sys, time
+from thumbnet.monitor.signals import StopSignal
+with StopSignal() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("asked", flush=True)
+    if sys.argv[1] == "hang":
+        time.sleep(60)
+print("saved", flush=True)
+sys.exit(stop.exit_code)
+"""
+
+
+def start(mode: str, stderr: int | None = None) -> subprocess.Popen[str]:
+    child = subprocess.Popen([sys.executable, "-c", CHILD, mode], stdout=subprocess.PIPE, stderr=stderr, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_lets_the_program_finish(number: int, code: int) -> None:
+    with start("finish") as child:
+        child.send_signal(number)
+        output, _ = child.communicate(timeout=20)
+    assert (output, child.returncode) == ("asked\nsaved\n", code)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [(signal.SIGINT, signal.SIGINT, 130), (signal.SIGTERM, signal.SIGTERM, 143), (signal.SIGTERM, signal.SIGINT, 130)],
+)
+def test_the_second_signal_exits_at_once(first: int, second: int, code: int) -> None:
+    with start("hang") as child:
+        child.send_signal(first)
+        assert child.stdout.readline() == "asked\n"
+        child.send_signal(second)
+        output, _ = child.communicate(timeout=20)
+    assert (output, child.returncode) == ("", code)
+
+
+def test_exiting_at_once_shows_the_cursor_again() -> None:
+    master, slave = pty.openpty()
+    try:
+        with start("hang", stderr=slave) as child:
+            child.send_signal(signal.SIGINT)
+            assert child.stdout.readline() == "asked\n"
+            child.send_signal(signal.SIGINT)
+            child.communicate(timeout=20)
+        assert b"\x1b[?25h" in os.read(master, 1000)
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_handlers_from_before_come_back() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with StopSignal() as stop:
+            assert stop.active
+            os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 10
+            while stop.requested is None and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert (stop.requested, stop.exit_code, seen) == (signal.SIGTERM, 143, [])
+        assert not stop.active
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_without_a_signal_the_exit_code_is_zero() -> None:
+    with StopSignal() as stop:
+        pass
+    assert (stop.requested, stop.exit_code) == (None, 0)
+
+
+def test_another_thread_cannot_handle_signals_and_says_so() -> None:
+    found: list[bool] = []
+    handler = signal.getsignal(signal.SIGINT)
+
+    def enter() -> None:
+        with StopSignal() as stop:
+            found.append(stop.active)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [False]
+    assert signal.getsignal(signal.SIGINT) is handler
