@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from thumbnet.errors import DataError, DivergedError
+
+Weights = Literal["average", "raw"]
+"""Weights that are evaluated: their moving average, or as trained."""
 
 CALIBRATION_BINS = 15
 """Bins of confidence of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"."""

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thumbnet.evaluation.metrics import CALIBRATION_BINS, Metrics
+from thumbnet.evaluation.metrics import CALIBRATION_BINS, Metrics, Weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _BLUE, _ORANGE, _INK, _MUTED, _GRID = "#2a6f97", "#e07a3f", "#1f2933", "#7b8794", "#e4e7eb"
-_COLORS = {"average": _BLUE, "raw": _ORANGE}
+_COLORS: dict[Weights, str] = {"average": _BLUE, "raw": _ORANGE}
 _MANY_CLASSES = 25
 """With more classes than this, numbers in the confusion matrix would be too small to read, and names get small."""
 
@@ -36,9 +36,10 @@ def confusion_png(metrics: Metrics, title: str) -> bytes:
     if few:
         _number_cells(axes, metrics.confusion, share_CC)
     names = [entry.name for entry in metrics.per_class]
-    slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
-    axes.set_xticks(range(classes), names, fontsize=9.5 if few else 6, **slant)
-    axes.set_yticks(range(classes), names, fontsize=9.5 if few else 6)
+    slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
+    font: dict[str, Any] = {"fontsize": 9.5 if few else 6, "parse_math": False}
+    axes.set_xticks(range(classes), names, **font, **slant)
+    axes.set_yticks(range(classes), names, **font)
     axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.2 if few else 0.3)
@@ -68,7 +69,7 @@ def _number_cells(axes: Axes, confusion_CC: np.ndarray, share_CC: np.ndarray) ->
         )
 
 
-def classes_png(metrics: Mapping[str, Metrics], title: str) -> bytes:
+def classes_png(metrics: Mapping[Weights, Metrics], title: str) -> bytes:
     """Draw each class's F1 as a bar with marks for precision and recall, the best class on top.
 
     Args:
@@ -97,7 +98,7 @@ def classes_png(metrics: Mapping[str, Metrics], title: str) -> bytes:
     for row, value in zip(rows, f1, strict=True):
         axes.annotate(f"{value:.3f}", (1, row), color=_INK, **beside)
     axes.annotate("F1", (1, -0.85), color=_MUTED, **beside)
-    axes.set_yticks(rows, [entry.name for entry in entries], fontsize=10 if few else 7)
+    axes.set_yticks(rows, [entry.name for entry in entries], fontsize=10 if few else 7, parse_math=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(order) - 0.4, -1.15)
     axes.grid(axis="x", color=_GRID)
@@ -108,7 +109,7 @@ def classes_png(metrics: Mapping[str, Metrics], title: str) -> bytes:
     return _png(figure)
 
 
-def reliability_png(metrics: Mapping[str, Metrics], title: str) -> bytes:
+def reliability_png(metrics: Mapping[Weights, Metrics], title: str) -> bytes:
     """Draw accuracy against confidence, and the share of images in each bin below; one panel for each of `metrics`.
 
     Returns:
@@ -152,7 +153,7 @@ def _figure(width_in: float, height_in: float, title: str) -> Figure:
 
     figure = Figure(figsize=(width_in, height_in), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     lines = textwrap.wrap(title, width=int(11 * width_in))
-    figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=11, fontweight="bold", color=_INK)
+    figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=11, fontweight="bold", color=_INK, parse_math=False)
     return figure
 
 

@@ -1,0 +1,220 @@
+"""`thumbnet eval`: how good the checkpoints of a run are, once or for as long as it trains."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import errno
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from thumbnet.cli.flags import (
+    add_data_flags,
+    add_engine_flags,
+    add_out_flag,
+    boolean,
+    duration,
+    note,
+    whole_number,
+)
+from thumbnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from thumbnet.evaluation.evaluator import Evaluation, Evaluator, Split
+    from thumbnet.monitor.event_file import EventFile
+    from thumbnet.runs.run import Run
+
+Checkpoint = Literal["latest", "best"] | int
+
+EVERY_S = 300.0
+"""Seconds between looks for new checkpoints, as in the tutorial."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="evaluate the checkpoints of a run",
+        description="Evaluate a checkpoint of a run on every image of a split: averaged and raw weights side by side.",
+        epilog="With --watch, --json prints one object a line, and plots are drawn only if --plots is given.",
+    )
+    parser.set_defaults(parser=parser)
+    parser.add_argument("run", nargs="?", metavar="RUN", help="name or folder of a run (the newest in --out)")
+    add_out_flag(parser)
+    what = parser.add_argument_group("what to evaluate")
+    what.add_argument("--checkpoint", type=checkpoint, metavar="latest|best|STEP", help="which one (latest)")
+    what.add_argument("--weights", choices=("average", "raw", "both"), default="both", help="which weights (both)")
+    what.add_argument("--split", choices=("test", "val", "train"), help="which images (test)")
+    what.add_argument("--limit", "--num_examples", type=whole_number, metavar="N", help="only the first N images")
+    add_data_flags(what)
+    how = parser.add_argument_group("how")
+    how.add_argument("--batch-size", "--batch_size", type=whole_number, metavar="N", help="images of one pass (500)")
+    how.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="arithmetic (that of the run)")
+    add_engine_flags(how)
+    how.add_argument("--watch", action="store_true", help="follow a run that is training until it ends")
+    how.add_argument(
+        "--every",
+        "--eval_interval_secs",
+        type=duration,
+        metavar="300s",
+        help="look for checkpoints this often; watches",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    output.add_argument("--plots", action=argparse.BooleanOptionalAction, help="draw PNG plots")
+    output.add_argument(
+        "--eval-dir",
+        "--eval_dir",
+        type=Path,
+        metavar="DIR",
+        help="where results go (RUN/evaluation, RUN/tensorboard/eval)",
+    )
+    old = parser.add_argument_group("names of 2015")
+    old.add_argument("--checkpoint_dir", metavar="RUN", help="as RUN")
+    old.add_argument("--eval_data", choices=("test", "train_eval"), help="as --split test, --split train")
+    old.add_argument("--run_once", type=boolean, nargs="?", const=True, metavar="BOOL", help="false: as --watch")
+
+
+def checkpoint(text: str) -> Checkpoint:
+    """Parse `latest`, `best` or a step."""
+    words: dict[str, Checkpoint] = {"latest": "latest", "best": "best"}
+    if text in words:
+        return words[text]
+    digits = text.replace("_", "").replace(",", "")
+    if digits.isascii() and digits.isdigit():
+        return int(digits)
+    raise argparse.ArgumentTypeError(f"'{text}' is neither latest nor best nor a step such as 1000")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and report; returns the exit code."""
+    watching = wants_watch(args)
+    if args.run and args.checkpoint_dir:
+        raise UsageError(f"'{args.run}' and --checkpoint_dir {args.checkpoint_dir}: give the run once")
+
+    split = chosen_split(args)
+
+    from thumbnet import engine
+    from thumbnet.evaluation.watch import watch
+    from thumbnet.runs.run import find_checkpoint
+
+    engine.prepare(args.threads)
+    this_run, step = find_checkpoint(args.out, args.run or args.checkpoint_dir)
+    if step is not None and (args.checkpoint is not None or watching):
+        name = args.run or args.checkpoint_dir
+        raise UsageError(f"{name} is one checkpoint: name its run, {this_run.path}, to watch it or to choose another")
+    which: Checkpoint = step if step is not None else "latest" if args.checkpoint is None else args.checkpoint
+    if not watching:
+        this_run.checkpoints.path(which)  # before the data: tells at once of a checkpoint that is not there
+    results = args.eval_dir or this_run.path / "evaluation"
+    _make_writable(results)
+    evaluator = _evaluator(args, this_run, split)
+    with contextlib.closing(_open_events(args.eval_dir or this_run.path / "tensorboard" / "eval")) as events:
+        if watching:
+            for evaluation in watch(evaluator, every_s=args.every or EVERY_S, note=note):
+                _report(evaluation, args, results, events, watching=True)
+        else:
+            evaluation = evaluator.evaluate_latest(note) if which == "latest" else evaluator.evaluate(which)
+            _report(evaluation, args, results, events, watching=False)
+    return 0
+
+
+def wants_watch(args: argparse.Namespace) -> bool:
+    """Return whether to follow the run: an interval means it, unless `--run_once` says otherwise.
+
+    Raises:
+        UsageError: flags contradict each other.
+    """
+    if args.run_once and args.watch:
+        raise UsageError("--watch and --run_once: give one of the two")
+    watching = not args.run_once and bool(args.watch or args.every or args.run_once is False)
+    if watching and args.checkpoint is not None:
+        raise UsageError("--checkpoint names one checkpoint and --watch evaluates every new one: give one of the two")
+    return watching
+
+
+def chosen_split(args: argparse.Namespace) -> Split:
+    """Return the split, by its name of now or of 2015.
+
+    Raises:
+        UsageError: the two disagree.
+    """
+    by_old_name: dict[str | None, Split | None] = {"test": "test", "train_eval": "train", None: None}
+    old = by_old_name[args.eval_data]
+    if old and args.split and old != args.split:
+        raise UsageError(f"--split {args.split} and --eval_data {args.eval_data}: give one of the two")
+    return args.split or old or "test"
+
+
+def _evaluator(args: argparse.Namespace, this_run: Run, split: Split) -> Evaluator:
+    """Load the data and build the network of a run."""
+    from thumbnet import engine
+    from thumbnet.data import load_splits
+    from thumbnet.evaluation.evaluate import BATCH_SIZE
+    from thumbnet.evaluation.evaluator import Evaluator, choose_weights
+
+    recipe = this_run.recipe
+    weights = choose_weights(recipe, args.weights)
+    if args.weights == "both" and weights == ("raw",):
+        note("this run keeps no average of its weights: the raw ones are evaluated alone")
+    precision = engine.resolve_precision(args.precision or recipe.train.precision)
+    splits = load_splits(recipe.data, data_dir=args.data_dir, offline=args.offline, note=note)
+    evaluator = Evaluator(
+        this_run,
+        splits,
+        split,
+        weights=weights,
+        precision=precision,
+        limit=args.limit,
+        batch_size=args.batch_size or BATCH_SIZE,
+    )
+    if args.limit and args.limit > len(evaluator.dataset):
+        note(f"--limit {args.limit}: the {split} split has {len(evaluator.dataset):,} images, all are evaluated")
+    return evaluator
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder of the results before any work is done for it."""
+    from thumbnet.evaluation.report import cannot_write
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def _open_events(folder: Path) -> EventFile:
+    from thumbnet.evaluation.report import cannot_write
+    from thumbnet.monitor.event_file import EventFile
+
+    try:
+        return EventFile(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def _report(
+    evaluation: Evaluation, args: argparse.Namespace, folder: Path, events: EventFile, *, watching: bool
+) -> None:
+    """Print an evaluation, then write its files and summaries."""
+    from thumbnet.evaluation import report
+
+    now = datetime.datetime.now().astimezone()
+    if args.json:
+        print(json.dumps(report.to_json(evaluation)), flush=True)
+    elif watching:
+        print(report.watch_line(evaluation, now), flush=True)
+    else:
+        report.print_tables(evaluation)
+        print(report.tutorial_line(evaluation, now), flush=True)
+    with_plots = not watching if args.plots is None else args.plots
+    plots = report.draw_plots(evaluation) if with_plots else {}
+    files = report.write_files(evaluation, folder, plots)
+    report.add_summaries(evaluation, events, plots.get("confusion"))
+    if not watching:
+        note(f"written: {', '.join(str(file) for file in files[:1])} and {len(files) - 1} more beside it")

@@ -1,0 +1,189 @@
+"""The checkpoints of one run on one split: what `thumbnet eval` computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thumbnet.config import Recipe
+from thumbnet.data.dataset import ImageDataset, Splits
+from thumbnet.engine import Precision, device
+from thumbnet.errors import CheckpointError, UsageError
+from thumbnet.evaluation.evaluate import BATCH_SIZE, evaluate_weights
+from thumbnet.evaluation.metrics import Metrics, Weights
+from thumbnet.models import build_model
+from thumbnet.runs.checkpoint import NewerFormatError, fit_state, folder_name, load_weights, read_manifest
+from thumbnet.runs.run import Run
+
+Split = Literal["test", "val", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One checkpoint on one split."""
+
+    run: Path
+    """Folder of the run."""
+    step: int
+    """Step of the checkpoint."""
+    split: Split
+    limited: bool
+    """Whether only the first examples of the split were taken."""
+    precision: str
+    """Arithmetic of the network: fp32, bf16 or fp16."""
+    metrics: dict[Weights, Metrics]
+    """By weights, averaged before raw; one or both."""
+
+    @property
+    def examples(self) -> int:
+        """Examples that were evaluated."""
+        return self.preferred.examples
+
+    @property
+    def preferred(self) -> Metrics:
+        """The figures that count: of the averaged weights where they were evaluated."""
+        return next(iter(self.metrics.values()))
+
+
+def choose_weights(recipe: Recipe, requested: Literal["average", "raw", "both"]) -> tuple[Weights, ...]:
+    """Return the weights to evaluate, averaged ones first; `both` means those that the run has.
+
+    Raises:
+        UsageError: averaged weights are asked for and the run keeps none.
+    """
+    if recipe.average.decay:
+        return ("average", "raw") if requested == "both" else (requested,)
+    if requested == "average":
+        raise UsageError(
+            "--weights average: this run keeps no average of its weights (average.decay is 0)\n"
+            "evaluate it with --weights raw, or train with --set average.decay=0.9999"
+        )
+    return ("raw",)
+
+
+def choose_examples(splits: Splits, split: Split, limit: int | None = None) -> ImageDataset:
+    """Return the first `limit` examples of a split, or all of them.
+
+    Raises:
+        UsageError: the data has no such split.
+    """
+    dataset = {"train": splits.train, "val": splits.validation, "test": splits.test}[split]
+    if dataset is None and split == "val":
+        raise UsageError(
+            "--split val: this run trained on all of its training images, none were kept for validation\n"
+            "evaluate --split test, or train with --validation N to keep N of them"
+        )
+    if dataset is None:
+        raise UsageError(f"--split {split}: {splits.train.name} has no {split} images; evaluate --split train")
+    return dataset if limit is None or limit >= len(dataset) else dataset.take(np.arange(limit))
+
+
+class Evaluator:
+    """Evaluates checkpoints of a run: network and data are set up once."""
+
+    def __init__(
+        self,
+        run: Run,
+        splits: Splits,
+        split: Split,
+        *,
+        weights: tuple[Weights, ...],
+        precision: Precision,
+        limit: int | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        """Build the run's network.
+
+        Args:
+            run: the run.
+            splits: its data.
+            split: which part of it to evaluate on.
+            weights: from `choose_weights`.
+            precision: arithmetic of the network.
+            limit: take only the first examples of the split, if it has more.
+            batch_size: images of one forward pass.
+
+        Raises:
+            UsageError: the data has no such split, or the run's recipe names an unknown network.
+        """
+        self.run, self.split, self.weights, self.precision, self.batch_size = run, split, weights, precision, batch_size
+        self.dataset = choose_examples(splits, split, limit)
+        self.limited = len(self.dataset) < len(choose_examples(splits, split))
+        model = build_model(
+            run.recipe.model,
+            num_classes=len(self.dataset.class_names),
+            crop=run.recipe.distort.crop,
+            channels=self.dataset.image_shape[2],
+        )
+        self._model = model.to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def evaluate(self, which: Literal["best"] | int) -> Evaluation:
+        """Evaluate the best checkpoint by validation, or that of a step.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or does not fit the network.
+        """
+        path = self.run.checkpoints.path(which)
+        return self._evaluate(read_manifest(path).step, self._load(path))
+
+    def evaluate_latest(self, note: Callable[[str], None]) -> Evaluation:
+        """Evaluate the newest checkpoint that can be used.
+
+        Args:
+            note: gets a line for each newer one that is damaged; one that is deleted meanwhile is passed over.
+
+        Raises:
+            CheckpointError: there is none, none can be used, or one that would be used has a newer format.
+        """
+        store = self.run.checkpoints
+        tried: set[int] = set()
+        while True:
+            # Looked up anew every time: a training that goes on may delete the one just found and save another.
+            untried = [step for step in store.steps() if step not in tried]
+            if not untried:
+                break
+            step = untried[-1]
+            tried.add(step)
+            path = store.folder / folder_name(step)
+            try:
+                loaded = self._load(path)
+            except NewerFormatError:
+                raise
+            except CheckpointError as error:
+                if path.exists():
+                    note(f"warning: {error}\nThe one before it is evaluated instead")
+                continue
+            return self._evaluate(step, loaded)
+        if tried:
+            raise CheckpointError(f"{store.folder}: none of its {len(tried)} checkpoints can be used, all are damaged")
+        raise CheckpointError(f"{store.folder}: there is no checkpoint yet: wait for the first, or train longer")
+
+    def _load(self, path: Path) -> dict[Weights, dict[str, Tensor]]:
+        """Read all weights before any is evaluated, so that a checkpoint deleted meanwhile does not matter."""
+        return {weights: load_weights(path, weights) for weights in self.weights}
+
+    def _evaluate(self, step: int, loaded: dict[Weights, dict[str, Tensor]]) -> Evaluation:
+        metrics: dict[Weights, Metrics] = {}
+        for weights, tensors in loaded.items():
+            fit_state(self._model, tensors, f"{self.run.path}, step {step}, {weights} weights")
+            metrics[weights] = evaluate_weights(
+                self._model,
+                self.dataset,
+                self.run.recipe.distort,
+                precision=self.precision,
+                batch_size=self.batch_size,
+            )
+        return Evaluation(
+            run=self.run.path,
+            step=step,
+            split=self.split,
+            limited=self.limited,
+            precision=self.precision.name,
+            metrics=metrics,
+        )

@@ -1,0 +1,231 @@
+"""What is told of an evaluation: terminal table, one line, JSON, CSV, plots, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.errors import ThumbnetError
+from thumbnet.evaluation.metrics import Metrics
+from thumbnet.evaluation.plots import classes_png, confusion_png, reliability_png
+from thumbnet.runs.checkpoint import folder_name
+from thumbnet.runs.files import replace_file
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from thumbnet.evaluation.evaluator import Evaluation
+    from thumbnet.monitor.event_file import EventFile
+
+TABLE_COLUMNS = 100
+"""Columns of a terminal that the tables need at most; class names of more than 20 letters are cut."""
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the evaluation as plain values; weights that were not evaluated are None."""
+    figures = {weights: _metrics_to_json(metrics) for weights, metrics in evaluation.metrics.items()}
+    return {
+        "run": str(evaluation.run),
+        "step": evaluation.step,
+        "split": evaluation.split,
+        "examples": evaluation.examples,
+        "precision": evaluation.precision,
+        "average": figures.get("average"),
+        "raw": figures.get("raw"),
+    }
+
+
+def _metrics_to_json(metrics: Metrics) -> dict[str, Any]:
+    return {
+        "accuracy": metrics.accuracy,
+        "top5": metrics.top5,
+        "loss": metrics.loss,
+        "ece": metrics.ece,
+        "per_class": [
+            {"name": e.name, "precision": e.precision, "recall": e.recall, "f1": e.f1, "support": e.support}
+            for e in metrics.per_class
+        ],
+        "confusion": metrics.confusion.tolist(),
+    }
+
+
+def to_csv(evaluation: Evaluation) -> str:
+    """Return one row for each class and kind of weights."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("weights", "class", "images", "precision", "recall", "f1"))
+    for weights, metrics in evaluation.metrics.items():
+        for e in metrics.per_class:
+            writer.writerow((weights, e.name, e.support, *(f"{x:.6f}" for x in (e.precision, e.recall, e.f1))))
+    return file.getvalue()
+
+
+def describe_examples(evaluation: Evaluation) -> str:
+    """Return which examples were evaluated, such as `test` or `test first 500`."""
+    return f"{evaluation.split} first {evaluation.examples}" if evaluation.limited else evaluation.split
+
+
+def tutorial_line(evaluation: Evaluation, now: datetime.datetime) -> str:
+    """Return the line that the evaluation program of 2015 printed; "precision @ 1" is the accuracy."""
+    return f"{now:%Y-%m-%d %H:%M:%S.%f}: precision @ 1 = {evaluation.preferred.accuracy:.3f}"
+
+
+def watch_line(evaluation: Evaluation, now: datetime.datetime) -> str:
+    """Return one line that says all of an evaluation that changes over a training."""
+    figures = "; ".join(
+        f"{weights} {_percent(metrics.accuracy)}, loss {metrics.loss:.4f}"
+        for weights, metrics in evaluation.metrics.items()
+    )
+    return f"{tutorial_line(evaluation, now)} (step {evaluation.step}, {describe_examples(evaluation)}: {figures})"
+
+
+def print_tables(evaluation: Evaluation) -> None:
+    """Print headline and classes to stdout, averaged and raw weights side by side, as wide as they need."""
+    from rich.console import Console
+
+    # A class may be called [red] or :cat: - names are shown as they are.
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.width = max(console.width, TABLE_COLUMNS)
+    console.print(_title(evaluation), style="bold", soft_wrap=True)
+    for table in (_headline_table(evaluation), _class_table(evaluation)):
+        console.print()
+        console.print(table)
+    console.print()
+
+
+def _title(evaluation: Evaluation) -> str:
+    first = "the first " if evaluation.limited else ""
+    return (
+        f"{evaluation.run.absolute().name}, step {evaluation.step:,}: {first}{evaluation.examples:,} {evaluation.split} images, "
+        f"{evaluation.precision}"
+    )
+
+
+def _headline_table(evaluation: Evaluation) -> Table:
+    table = _table("")
+    kinds = list(evaluation.metrics)
+    for header in [f"{kind} weights" for kind in kinds] + ["difference"] * (len(kinds) == 2):
+        table.add_column(header, justify="right")
+    for name, key, share in (
+        ("accuracy", "accuracy", True),
+        ("top-5 accuracy", "top5", True),
+        ("loss", "loss", False),
+        ("calibration error (ECE)", "ece", True),
+    ):
+        values = [getattr(metrics, key) for metrics in evaluation.metrics.values()]
+        cells = [_percent(value) if share else f"{value:.4f}" for value in values]
+        if len(values) == 2:
+            difference = values[0] - values[1]
+            cells.append(f"{100 * difference:+.2f}" if share else f"{difference:+.4f}")
+        table.add_row(name, *cells, style="bold" if key == "accuracy" else None)
+    return table
+
+
+def _class_table(evaluation: Evaluation) -> Table:
+    """Return precision, recall and F1 of every class in percent, and the difference of the F1."""
+    table = _table("class", max_width=20)
+    table.add_column("images", justify="right")
+    kinds = list(evaluation.metrics)
+    for figure in ("precision", "recall", "F1"):
+        for kind in kinds:
+            table.add_column(f"{figure}\n{kind}", justify="right")
+    if len(kinds) == 2:
+        table.add_column("F1\ndifference", justify="right")
+    for entries in zip(*(metrics.per_class for metrics in evaluation.metrics.values()), strict=True):
+        cells = [f"{100 * getattr(entry, key):.1f}" for key in ("precision", "recall", "f1") for entry in entries]
+        if len(entries) == 2:
+            cells.append(f"{100 * (entries[0].f1 - entries[1].f1):+.1f}")
+        table.add_row(entries[0].name, f"{entries[0].support:,}", *cells)
+    return table
+
+
+def _table(first_header: str, max_width: int | None = None) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(first_header, max_width=max_width, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def write_files(evaluation: Evaluation, folder: Path, plots: Mapping[str, bytes] | None = None) -> list[Path]:
+    """Write JSON, CSV and plots into a folder; those of the same evaluation done before are replaced.
+
+    Args:
+        evaluation: what to write.
+        folder: where to; made if missing.
+        plots: PNG files by name, from `draw_plots`.
+
+    Returns:
+        The files, named by step, examples, and the weights if only one kind was evaluated.
+
+    Raises:
+        ThumbnetError: the disk refuses.
+    """
+    names = [folder_name(evaluation.step), *describe_examples(evaluation).split()]
+    if len(evaluation.metrics) == 1:
+        names += evaluation.metrics
+    stem = "-".join(names)
+    contents = {
+        f"{stem}.json": (json.dumps(to_json(evaluation)) + "\n").encode(),
+        f"{stem}.csv": to_csv(evaluation).encode(),
+        **{f"{stem}-{name}.png": png for name, png in (plots or {}).items()},
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            replace_file(folder / name, content)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return [folder / name for name in contents]
+
+
+def draw_plots(evaluation: Evaluation) -> dict[str, bytes]:
+    """Return PNG files by name; the confusion matrix is that of the preferred weights."""
+    title, weights = _title(evaluation), next(iter(evaluation.metrics))
+    return {
+        "confusion": confusion_png(evaluation.preferred, f"{title}, {weights} weights"),
+        "classes": classes_png(evaluation.metrics, title),
+        "reliability": reliability_png(evaluation.metrics, title),
+    }
+
+
+def add_summaries(evaluation: Evaluation, events: EventFile, confusion: bytes | None = None) -> None:
+    """Add the figures at the checkpoint's step to an event file, with tags such as `accuracy/test average`.
+
+    Args:
+        evaluation: the figures.
+        events: where to.
+        confusion: the plot of that name, shown among the images if given.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    examples = describe_examples(evaluation)
+    values = [
+        Summary.Value(tag=f"{name}/{examples} {weights}", simple_value=getattr(metrics, name))
+        for weights, metrics in evaluation.metrics.items()
+        for name in ("accuracy", "loss", "top5", "ece")
+    ]
+    if confusion:
+        width, height = struct.unpack(">II", confusion[16:24])  # where PNG keeps them
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=confusion)
+        values.append(Summary.Value(tag=f"confusion/{examples}", image=image))
+    events.add_values(evaluation.step, lambda: values)
+
+
+def cannot_write(folder: Path, error: OSError) -> ThumbnetError:
+    """Return the error to raise when results cannot be written."""
+    return ThumbnetError(
+        f"{folder}: cannot write the results of the evaluation: {error}\n"
+        "make room there or make it writable, or choose another folder with --eval-dir"
+    )
