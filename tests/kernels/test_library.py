@@ -1,0 +1,73 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from thumbnet.kernels import library
+
+PROGRAM = """
+import torch
+from thumbnet.kernels import load_library
+from thumbnet.models.layers import SameMaxPool
+print(load_library().handle is not None, '|', load_library().why)
+print(SameMaxPool(3, 2)(torch.arange(16.).reshape(1, 1, 4, 4)).flatten().tolist())
+"""
+
+
+def run(tmp_path: Path, **environment: str) -> list[str]:
+    """Load the library in a fresh process with an empty cache."""
+    import os
+
+    variables = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=variables, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(library.load_library().handle is None, reason=library.load_library().why)
+def test_compiles_once_into_the_cache(tmp_path: Path) -> None:
+    assert run(tmp_path)[0].startswith("True | compiled C kernels")
+    (built,) = (tmp_path / "thumbnet").glob("kernels-*.so")
+    written = built.stat().st_mtime_ns
+    assert run(tmp_path, PATH="/nowhere")[0].startswith("True"), "the second start needs no compiler"
+    assert built.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [({"PATH": "/nowhere"}, "no C compiler"), ({"THUMBNET_KERNELS": "0"}, "turned off by THUMBNET_KERNELS=0")],
+)
+def test_everything_works_without(environment: dict[str, str], why: str, tmp_path: Path) -> None:
+    first, pooled = run(tmp_path, **environment)
+    assert first.startswith("False")
+    assert why in first
+    assert pooled == "[10.0, 11.0, 14.0, 15.0]"
+
+
+def test_a_compiler_that_fails_is_reported_not_raised(tmp_path: Path) -> None:
+    fake = tmp_path / "bin" / "cc"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho 'cc: out of order' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    (first, _) = run(tmp_path, PATH=f"{fake.parent}:/usr/bin:/bin")
+    assert first.startswith("False")
+    assert "out of order" in first
+
+
+def test_a_cache_that_cannot_be_written_is_reported_not_raised(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    (first, _) = run(tmp_path, XDG_CACHE_HOME=str(blocked))
+    assert first.startswith("False")
+    assert "compiling failed" in first
+
+
+def test_kernels_use_the_openmp_runtime_of_pytorch() -> None:
+    if library.load_library().handle is None:
+        pytest.skip(library.load_library().why)
+    loaded = {
+        line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line.split()[-1]
+    }
+    assert len(loaded) == 1, "two OpenMP runtimes would spin against each other"
+    assert torch.get_num_threads() >= 1

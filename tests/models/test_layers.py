@@ -1,0 +1,168 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from thumbnet.kernels import load_library
+from thumbnet.models import layers
+from thumbnet.models.layers import LocalResponseNorm, SameMaxPool, band_sum, same_padding
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
+
+
+@pytest.fixture(params=["kernels", "plain"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with the compiled kernels, and again with plain torch."""
+    if request.param == "plain":
+        monkeypatch.setattr(layers, "_kernels_take", lambda _: False)
+    elif load_library().handle is None:
+        pytest.skip(load_library().why)
+    return str(request.param)
+
+
+def channels_last(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def pool_by_loops(image_HW: np.ndarray, kernel: int, stride: int) -> np.ndarray:
+    """TensorFlow's SAME max pooling of one channel, from its definition."""
+    height, width = image_HW.shape
+    out = np.full((math.ceil(height / stride), math.ceil(width / stride)), -np.inf)
+    top = max((out.shape[0] - 1) * stride + kernel - height, 0) // 2
+    left = max((out.shape[1] - 1) * stride + kernel - width, 0) // 2
+    for (y, x), (dy, dx) in itertools.product(np.ndindex(*out.shape), np.ndindex(kernel, kernel)):
+        row, column = y * stride - top + dy, x * stride - left + dx
+        if 0 <= row < height and 0 <= column < width:
+            out[y, x] = max(out[y, x], image_HW[row, column])
+    return out
+
+
+def test_same_padding_of_the_tutorial() -> None:
+    assert same_padding(24, 3, 2) == (0, 1)
+    assert same_padding(12, 3, 2) == (0, 1)
+    assert same_padding(25, 3, 2) == (1, 1)
+    assert same_padding(24, 5, 1) == (2, 2)
+
+
+@pytest.mark.usefixtures("engine")
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    channels=st.sampled_from([1, 3, 16, 33]),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    relu=st.booleans(),
+)
+def test_max_pool_is_tensorflows(height: int, width: int, channels: int, kernel: int, stride: int, relu: bool) -> None:
+    x = channels_last(2, channels, height, width, seed=height * 10 + width)
+    pooled = SameMaxPool(kernel, stride, relu=relu)(x).numpy()
+    for n, c in np.ndindex(2, channels):
+        expected = pool_by_loops(x[n, c].numpy(), kernel, stride)
+        np.testing.assert_array_equal(pooled[n, c], np.maximum(expected, 0) if relu else expected)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [(2, 64, 24, 24), (3, 7, 5, 9), (1, 20, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_max_pool_gradient_goes_to_the_winner(dtype: torch.dtype, shape: tuple[int, ...], relu: bool) -> None:
+    # Distinct values: a tie may go to either, and both are right.
+    values = torch.randperm(math.prod(shape), generator=torch.Generator().manual_seed(1)) - math.prod(shape) // 2
+    x = (values % 251 - 125 + values / 1e6).view(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    x = x.detach().requires_grad_()
+    reference = x.detach().float().requires_grad_()
+    (top, bottom), (left, right) = same_padding(shape[2], 3, 2), same_padding(shape[3], 3, 2)
+    expected = F.max_pool2d(F.pad(reference, (left, right, top, bottom), value=-math.inf), 3, 2)
+    expected = F.relu(expected) if relu else expected
+    gradient = channels_last(*expected.shape, dtype=dtype)
+    pooled = SameMaxPool(3, 2, relu=relu)(x)
+    pooled.backward(gradient)
+    expected.backward(gradient.float())
+    assert x.grad is not None
+    assert reference.grad is not None
+    assert torch.equal(pooled.float(), expected)
+    if dtype == torch.float32:
+        torch.testing.assert_close(x.grad, reference.grad, rtol=1e-6, atol=1e-6)
+    else:
+        # Ties between rounded values are frequent: what must hold is that each window gives its gradient once.
+        torch.testing.assert_close(x.grad.float().sum((2, 3)), reference.grad.sum((2, 3)), rtol=0.02, atol=0.1)
+
+
+def response_norm_by_loops(x_CHW: np.ndarray, radius: int, bias: float, alpha: float) -> np.ndarray:
+    """TensorFlow's lrn of one picture, from its definition, in float64."""
+    y = np.empty_like(x_CHW, dtype=np.float64)
+    for c in range(len(x_CHW)):
+        near = x_CHW[max(c - radius, 0) : c + radius + 1].astype(np.float64)
+        y[c] = x_CHW[c] / (bias + alpha * (near**2).sum(0)) ** 0.75
+    return y
+
+
+@pytest.mark.usefixtures("engine")
+@settings(max_examples=30, deadline=None)
+@given(
+    channels=st.sampled_from([1, 5, 16, 37, 64]),
+    radius=st.integers(0, 6),
+    bias=st.sampled_from([1.0, 2.0]),
+    alpha=st.sampled_from([0.001 / 9, 0.1]),
+    scale=st.sampled_from([1e-3, 1.0, 100.0]),
+    relu=st.booleans(),
+)
+def test_response_norm_is_tensorflows(
+    channels: int, radius: int, bias: float, alpha: float, scale: float, relu: bool
+) -> None:
+    x = channels_last(2, channels, 3, 4, seed=channels) * scale
+    y = LocalResponseNorm(radius=radius, bias=bias, alpha=alpha, relu=relu)(x).numpy()
+    for n in range(2):
+        picture = np.maximum(x[n].numpy(), 0) if relu else x[n].numpy()
+        expected = response_norm_by_loops(picture, radius, bias, alpha)
+        np.testing.assert_allclose(y[n], expected, rtol=5e-6, atol=1e-6 * scale)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("channels", [64, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_response_norm_agrees_with_torch_in_value_and_gradient(dtype: torch.dtype, channels: int, relu: bool) -> None:
+    x = channels_last(4, channels, 6, 5, dtype=dtype).mul_(4).requires_grad_()
+    reference = x.detach().double().requires_grad_()
+    size = 9
+    expected = F.local_response_norm(F.relu(reference) if relu else reference, size, alpha=0.02 * size, beta=0.75, k=1)
+    y = LocalResponseNorm(radius=4, bias=1.0, alpha=0.02, relu=relu)(x)
+    gradient = channels_last(*x.shape, dtype=dtype, seed=3)
+    y.backward(gradient)
+    expected.backward(gradient.double())
+    assert x.grad is not None
+    assert reference.grad is not None
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(x.grad.double(), reference.grad, rtol=4 * tolerance, atol=4 * tolerance)
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_tiny_alpha_does_not_vanish_in_bf16() -> None:
+    x = torch.full((1, 64, 1, 1), 16.0, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    y = LocalResponseNorm(radius=4, bias=1.0, alpha=0.001 / 9)(x)
+    inner = 16 / (1 + 0.001 / 9 * 9 * 256) ** 0.75
+    assert y[0, 32, 0, 0].item() == pytest.approx(inner, rel=2**-8)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("layer", [SameMaxPool(3, 2, relu=True), LocalResponseNorm(radius=4, bias=1, alpha=1e-4)])
+def test_nan_reaches_the_output(layer: torch.nn.Module) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = channels_last(1, 64, 6, 6, dtype=dtype)
+        x[0, 5, 2, 2] = math.nan
+        assert layer(x).isnan().any()
+
+
+def test_band_sum_counts_neighbours() -> None:
+    sums = band_sum(torch.ones(1, 5, 1, 1), 1).flatten()
+    assert sums.tolist() == [2, 3, 3, 3, 2]
