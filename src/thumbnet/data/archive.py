@@ -27,29 +27,35 @@ def read_members(path: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, I
         DataError: the archive is damaged; a named member is missing, comes twice, is not a regular file, or is larger
             than allowed; or the archive inflates to more than `INFLATED_LIMIT_BYTES`.
     """
-    seen: set[str] = set()
     try:
-        with (
-            gzip.open(path) as inflated,
-            tarfile.open(fileobj=_Bounded(inflated, INFLATED_LIMIT_BYTES), mode="r|") as tar,
-        ):
-            for member in tar:
-                if member.name not in limits:
-                    continue
-                if member.name in seen:
-                    raise DataError(f"{path}: holds '{member.name}' twice")
-                if not member.isreg():
-                    raise DataError(f"{path}: '{member.name}' is a link, folder or device, expected a regular file")
-                if member.size > limits[member.name]:
-                    raise DataError(
-                        f"{path}: '{member.name}' has {member.size:,} bytes, expected at most {limits[member.name]:,}"
-                    )
-                stream = tar.extractfile(member)
-                assert stream is not None
-                seen.add(member.name)
-                yield member.name, stream
+        with gzip.open(path) as inflated:
+            bounded = _Bounded(inflated, INFLATED_LIMIT_BYTES)
+            with tarfile.open(fileobj=bounded, mode="r|") as tar:
+                yield from _named(tar, path, limits)
+            while bounded.read(2**20):  # up to the checksum, which is behind the last byte
+                pass
     except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
         raise DataError(f"{path}: not a whole .tar.gz archive: {error}") from error
+
+
+def _named(tar: tarfile.TarFile, path: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the members in `limits`; raises `DataError` for what `read_members` refuses."""
+    seen: set[str] = set()
+    for member in tar:
+        if member.name not in limits:
+            continue
+        if member.name in seen:
+            raise DataError(f"{path}: holds '{member.name}' twice")
+        if not member.isreg():
+            raise DataError(f"{path}: '{member.name}' is a link, folder or device, expected a regular file")
+        if member.size > limits[member.name]:
+            raise DataError(
+                f"{path}: '{member.name}' has {member.size:,} bytes, expected at most {limits[member.name]:,}"
+            )
+        stream = tar.extractfile(member)
+        assert stream is not None
+        seen.add(member.name)
+        yield member.name, stream
     missing = sorted(set(limits) - seen)
     if missing:
         raise DataError(f"{path}: does not hold '{missing[0]}'")

@@ -104,6 +104,8 @@ def _pictures(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     colour = (backdrop + between(90, 166, 1, 1, 3)) % 256
     slope = between(-1.5, 1.5, 2, 1, 1, 3)
     shaded = backdrop + slope[:, 0] * (rows[..., None] - height / 2) + slope[:, 1] * (columns[..., None] - width / 2)
-    noise = generator.standard_normal((count, *LAYOUT.image_shape), np.float32) * between(5, 35, 1, 1, 1)
+    # Uniform noise, of 5 to 35 deviation: it is drawn faster than normal noise and looks the same.
+    grain = generator.integers(0, 256, (count, *LAYOUT.image_shape), np.uint8) - np.float32(127.5)
+    noise = grain * between(5 / 73.9, 35 / 73.9, 1, 1, 1)
     pictures: np.ndarray = np.clip(shaded + cover * (colour - shaded) + noise + 0.5, 0, 255).astype(np.uint8)
     return pictures

@@ -55,6 +55,8 @@ def find_or_fetch(dataset: RecordSet, root: Path, *, offline: bool, note: Note, 
     if _complete(dataset, folder, repair=repair, note=lambda _: None):
         note(f"{dataset.name}: from {folder}")
         return folder
+    if offline and not (root / dataset.archive.name).exists():
+        raise DataError(_advice(dataset, root, folder, [], offline=True))
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".lock-{dataset.name}", dataset.name, note):
@@ -124,16 +126,24 @@ def _sources(
 
     def from_official(_: Path) -> Files:
         partial = root / f".part-{dataset.archive.name}"
+        resumed = partial.exists()
         note(
             f"{dataset.name}: fetching {dataset.archive.url} ({dataset.archive.size_bytes / 1e6:.0f} MB; "
             f"given up after {dataset.limits.timeout_s:g} s of silence)"
         )
         with transfer(dataset.archive.name, dataset.archive.size_bytes, note) as advance:
             download(dataset.archive, partial, dataset.limits, advance=advance, note=note)
+            if resumed and not file_matches(partial, dataset.archive.digest):
+                note(f"{dataset.archive.name}: what an earlier transfer had left is damaged; fetching all of it again")
+                partial.unlink()
+                advance(-dataset.archive.size_bytes)
+                download(dataset.archive, partial, dataset.limits, advance=advance, note=note)
         try:
             yield from _from_archive(dataset, partial, note)
-        finally:
-            partial.unlink(missing_ok=True)  # used, or not worth to be gone on with
+        except DataError:
+            partial.unlink()  # not worth to be gone on with
+            raise
+        partial.unlink()
 
     yield dataset.archive.url, from_official
     package = dataset.package
@@ -209,10 +219,9 @@ def _advice(dataset: RecordSet, root: Path, folder: Path, tried: list[str], *, o
     """Return the message for when no source is left."""
     missing = missing_files(dataset, folder)
     what = f"{dataset.name}: {missing[0] if missing else 'an intact file'} is not in {folder}"
-    if offline:
-        tried.append("the network: not allowed by --offline")
+    why = ["the network: not allowed by --offline"] if offline else []
     return (
-        f"{what}, and no source has it; tried {'; '.join(tried)}.\n"
+        f"{what}, and no source has it; tried {'; '.join(tried + why)}.\n"
         f"Try again where there is a network, or put {dataset.archive.name} (unpacked or not) into {root}, or name "
         "the folder that holds it with --data-dir.\n"
         "`--data shapes` needs no data at all."

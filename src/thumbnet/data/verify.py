@@ -54,7 +54,7 @@ def file_matches(path: Path, digest: str, tick: Callable[[int], None] = lambda _
 
 def missing_files(dataset: RecordSet, folder: Path) -> list[str]:
     """Return the names of the files that are not in a folder."""
-    return [file.name for file in dataset.files if not (folder / file.name).is_file()]
+    return [file.name for file in dataset.files if _mark(folder / file.name, file) is None]
 
 
 def check_files(
