@@ -100,11 +100,9 @@ def print_tables(evaluation: Evaluation) -> None:
 
 
 def _title(evaluation: Evaluation) -> str:
+    checkpoint = f"{evaluation.run.absolute().name}, step {evaluation.step:,}"
     first = "the first " if evaluation.limited else ""
-    return (
-        f"{evaluation.run.absolute().name}, step {evaluation.step:,}: {first}{evaluation.examples:,} {evaluation.split} images, "
-        f"{evaluation.precision}"
-    )
+    return f"{checkpoint}: {first}{evaluation.examples:,} {evaluation.split} images, {evaluation.precision}"
 
 
 def _headline_table(evaluation: Evaluation) -> Table:

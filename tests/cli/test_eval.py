@@ -1,0 +1,372 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from thumbnet import engine
+from thumbnet.cli.main import build_parser, main
+from thumbnet.config import DataConfig, load_preset
+from thumbnet.data.dataset import Splits, split_validation
+from thumbnet.data.shapes import draw_shapes
+from thumbnet.models import build_model
+from thumbnet.runs.checkpoint import Checkpoint
+from thumbnet.runs.run import Run
+
+TEST_IMAGES = 60
+
+
+@pytest.fixture(scope="module")
+def shapes() -> Splits:
+    train, test = draw_shapes()
+    rest, validation = split_validation(train.take(np.arange(200)), 40)
+    return Splits(train=rest, validation=validation, test=test.take(np.arange(TEST_IMAGES)))
+
+
+@pytest.fixture
+def data(shapes, monkeypatch) -> list[DataConfig]:
+    """Serve a little of the shapes at once; the list tells which data was asked for."""
+    asked: list[DataConfig] = []
+
+    def load(config, *, data_dir=None, offline=False, note=lambda _: None):
+        asked.append(config)
+        return Splits(train=shapes.train, validation=shapes.validation if config.validation else None, test=shapes.test)
+
+    monkeypatch.setattr("thumbnet.data.load_splits", load)
+    monkeypatch.setattr(engine, "prepare", lambda threads=None: None)
+    return asked
+
+
+def save(run: Run, step: int, metric: float | None = None) -> None:
+    torch.manual_seed(step)
+    model = build_model(run.recipe.model, num_classes=10, crop=run.recipe.distort.crop)
+    raw = model.state_dict()
+    average = {name: value * 0.5 for name, value in raw.items()} if run.recipe.average.decay else None
+    run.checkpoints.save(Checkpoint(step=step, model=raw, average=average, state={}, info={}), metric)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def make_run(out: Path) -> Callable[..., Run]:
+    def make(*steps: int, name: str = "trial", **overrides: object) -> Run:
+        settings = {"data.name": "shapes", "distort.crop": 8, "train.precision": "fp32"}
+        run = Run.create(out, load_preset("classic", settings | overrides), name)
+        for step in steps:
+            save(run, step)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def evaluate(out: Path, data, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run the command; returns exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["eval", "--out", str(out), *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def result_of(evaluate, *arguments: object) -> dict:
+    code, stdout, stderr = evaluate("--json", "--no-plots", *arguments)
+    assert code == 0, stderr
+    (line,) = stdout.splitlines()
+    return json.loads(line)
+
+
+def test_newest_run_and_checkpoint_in_full(make_run, evaluate):
+    make_run(10, name="older")
+    run = make_run(10, 20)
+    code, stdout, stderr = evaluate()
+    assert code == 0
+    assert stdout.startswith("trial, step 20: 60 test images, fp32\n")
+    for text in ("average weights", "raw weights", "difference", "top-5", "calibration", "hourglass"):
+        assert text in stdout
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}: precision @ 1 = [01]\.\d{3}", stdout.splitlines()[-1])
+    assert "step-00000020-test.json" in stderr
+    stem = "step-00000020-test"
+    assert sorted(path.name for path in (run.path / "evaluation").iterdir()) == [
+        *(f"{stem}-{name}.png" for name in ("classes", "confusion", "reliability")),
+        f"{stem}.csv",
+        f"{stem}.json",
+    ]
+    assert len(list((run.path / "tensorboard" / "eval").glob("events.out.tfevents.*"))) == 1
+
+
+def test_json_is_one_object_and_the_file_is_the_same(make_run, evaluate):
+    run = make_run(10)
+    result = result_of(evaluate)
+    assert (result["run"], result["step"], result["split"]) == (str(run.path), 10, "test")
+    assert result["examples"] == TEST_IMAGES
+    for weights in ("average", "raw"):
+        assert {"accuracy", "top5", "loss", "ece", "per_class"} <= result[weights].keys()
+    assert result["average"]["loss"] != result["raw"]["loss"]
+    assert json.loads((run.path / "evaluation" / "step-00000010-test.json").read_text()) == result
+    assert not list((run.path / "evaluation").glob("*.png"))
+
+
+def test_batch_size_changes_nothing(make_run, evaluate):
+    make_run(10)
+    one, other = (result_of(evaluate, "--batch-size", size) for size in (7, 500))
+    assert one["average"]["confusion"] == other["average"]["confusion"]
+    assert one["raw"]["loss"] == pytest.approx(other["raw"]["loss"], abs=1e-6)
+
+
+def test_run_is_found_by_name_path_and_checkpoint_folder(make_run, evaluate):
+    run = make_run(10, 20, name="wanted")
+    make_run(30, name="newer")
+    for name in ("wanted", run.path):
+        assert result_of(evaluate, name)["step"] == 20
+    assert result_of(evaluate, run.path / "checkpoints" / "step-00000010")["step"] == 10
+    assert result_of(evaluate, "wanted", "--checkpoint", "10")["step"] == 10
+
+
+def test_best_checkpoint(make_run, evaluate):
+    run = make_run()
+    for step, metric in ((10, 0.9), (20, 0.5)):
+        save(run, step, metric)
+    assert result_of(evaluate, "--checkpoint", "best")["step"] == 10
+    assert result_of(evaluate, "--checkpoint", "latest")["step"] == 20
+
+
+@pytest.mark.parametrize("weights", ["average", "raw"])
+def test_one_kind_of_weights(make_run, evaluate, weights):
+    make_run(10)
+    result = result_of(evaluate, "--weights", weights)
+    other = {"average": "raw", "raw": "average"}[weights]
+    assert result[weights]["accuracy"] >= 0
+    assert result[other] is None
+
+
+def test_splits_and_limit(make_run, evaluate):
+    make_run(10, **{"data.validation": 40})
+    assert result_of(evaluate, "--split", "val")["examples"] == 40
+    assert result_of(evaluate, "--split", "train")["examples"] == 160
+    assert result_of(evaluate, "--limit", "7")["examples"] == 7
+    code, stdout, stderr = evaluate("--limit", "1000", "--json")
+    assert (code, json.loads(stdout)["examples"]) == (0, TEST_IMAGES)
+    assert "has 60 images, all are evaluated" in stderr
+
+
+def test_run_without_average_shows_raw_and_says_so(make_run, evaluate):
+    make_run(10, **{"average.decay": 0.0})
+    code, stdout, stderr = evaluate("--json", "--no-plots")
+    assert code == 0
+    assert "no average" in stderr
+    assert json.loads(stdout)["average"] is None
+
+
+def test_results_folder_of_choice(make_run, evaluate, tmp_path):
+    run = make_run(10)
+    result_of(evaluate, "--eval-dir", tmp_path / "there")
+    names = sorted(path.name for path in (tmp_path / "there").iterdir())
+    assert names[0].startswith("events.out.tfevents.")
+    assert names[1:] == ["step-00000010-test.csv", "step-00000010-test.json"]
+    assert not (run.path / "evaluation").exists()
+    assert not (run.path / "tensorboard").exists()
+
+
+def test_watch_of_a_run_that_has_ended(make_run, evaluate):
+    make_run(10, 20)
+    code, stdout, _ = evaluate("--watch")
+    assert code == 0
+    assert [re.search(r"precision @ 1 = .* \(step (\d+), test", line)[1] for line in stdout.splitlines()] == [
+        "10",
+        "20",
+    ]
+    code, stdout, _ = evaluate("--watch", "--json")
+    assert [json.loads(line)["step"] for line in stdout.splitlines()] == [10, 20]
+
+
+def test_a_command_of_the_tutorial(make_run, evaluate, tmp_path):
+    run = make_run(10, 20)
+    results = tmp_path / "cifar10_eval"
+    arguments = ["--checkpoint_dir", run.path, "--eval_dir", results, "--eval_data", "train_eval"]
+    code, stdout, stderr = evaluate(*arguments, "--num_examples", "50", "--eval_interval_secs", "60", "--run_once")
+    assert (code, stdout.count("precision @ 1")) == (0, 1), stderr
+    assert "step 20: the first 50 train images" in stdout
+    assert (results / "step-00000020-train-first-50.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "watching"),
+    [
+        ([], False),
+        (["--watch"], True),
+        (["--every", "2m"], True),
+        (["--eval_interval_secs", "300"], True),
+        (["--eval_interval_secs=300", "--run_once=true"], False),
+        (["--run_once"], False),
+        (["--run_once", "True"], False),
+        (["--run_once", "False"], True),
+        (["--run_once=false"], True),
+    ],
+)
+def test_when_to_watch(arguments, watching):
+    from thumbnet.cli.eval import wants_watch
+
+    assert wants_watch(build_parser().parse_args(["eval", *arguments])) is watching
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit", "0"], "'0' is not a whole number of 1 or more"),
+        (["--limit", "-5"], "'-5' is not a whole number of 1 or more"),
+        (["--num_examples", "many"], "'many' is not a whole number"),
+        (["--batch-size", "0"], "'0' is not a whole number"),
+        (["--split", "tset"], "invalid choice: 'tset'"),
+        (["--weights", "best"], "invalid choice: 'best'"),
+        (["--precision", "int8"], "invalid choice: 'int8'"),
+        (["--checkpoint", "newest"], "'newest' is neither latest nor best nor a step"),
+        (["--checkpoint", "-1"], "--checkpoint"),
+        (["--every", "0"], "'0' is not a duration"),
+        (["--every", "soon"], "'soon' is not a duration"),
+        (["--run_once", "maybe"], "'maybe' is neither true nor false"),
+        (["--watch", "--run_once"], "--watch and --run_once"),
+        (["--watch", "--checkpoint", "10"], "--watch evaluates every new one"),
+        (["--split", "val"], "--validation N"),
+        (["--split", "val", "--eval_data", "test"], "--split val and --eval_data test"),
+        (["--checkpoint_dir", "trial", "trial"], "give the run once"),
+        (["trail"], "did you mean 'trial'"),
+        (["--wieghts", "raw"], "did you mean '--weights'"),
+        (["--out", "nowhere"], "nowhere: there is no run here"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_used_is_a_usage_error(make_run, evaluate, arguments, message):
+    make_run(10)
+    code, stdout, stderr = evaluate(*arguments)
+    assert code == 2
+    assert message in stderr
+    assert stdout == ""
+    assert 1 <= len(stderr.strip().splitlines()) <= 3
+
+
+def test_average_of_a_run_without_one_is_a_usage_error(make_run, evaluate, data):
+    make_run(10, **{"average.decay": 0.0})
+    code, _, stderr = evaluate("--weights", "average")
+    assert (code, data) == (2, [])
+    assert "--weights raw" in stderr
+
+
+def test_checkpoint_folder_cannot_be_watched(make_run, evaluate):
+    run = make_run(10)
+    code, _, stderr = evaluate("--watch", run.path / "checkpoints" / "step-00000010")
+    assert (code, "is one checkpoint" in stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is no checkpoint yet"),
+        (["--checkpoint", "best"], "there is no checkpoint yet"),
+        (["--watch"], "the run has ended without a checkpoint"),
+    ],
+)
+def test_run_without_checkpoint_fails(make_run, evaluate, arguments, message):
+    make_run()
+    code, stdout, stderr = evaluate(*arguments)
+    assert (code, stdout) == (1, "")
+    assert message in stderr
+
+
+def test_missing_step_fails_before_the_data_is_touched(make_run, evaluate, data):
+    make_run(10, 20)
+    code, _, stderr = evaluate("--checkpoint", "15")
+    assert (code, data) == (1, [])
+    assert "no checkpoint of step 15 - there are: [10, 20]" in stderr
+
+
+def test_damaged_newest_is_named_and_the_one_before_evaluated(make_run, evaluate):
+    run = make_run(10, 20)
+    file = run.checkpoints.path(20) / "average.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    code, stdout, stderr = evaluate("--json", "--no-plots")
+    assert (code, json.loads(stdout)["step"]) == (0, 10)
+    assert str(file) in stderr
+    code, stdout, stderr = evaluate("--checkpoint", "20")
+    assert (code, stdout) == (1, "")
+    assert str(file) in stderr
+
+
+def test_folder_that_cannot_be_written_fails_before_the_data_is_touched(make_run, evaluate, data, tmp_path):
+    make_run(10)
+    (tmp_path / "file").write_text("in the way")
+    code, stdout, stderr = evaluate("--eval-dir", tmp_path / "file" / "results")
+    assert (code, stdout, data) == (1, "", [])
+    assert "cannot write the results" in stderr
+    assert "--eval-dir" in stderr
+
+
+def test_figures_are_printed_though_the_disk_is_full(make_run, evaluate, monkeypatch):
+    make_run(10)
+
+    def refuse(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("thumbnet.evaluation.report.replace_file", refuse)
+    code, stdout, stderr = evaluate("--json", "--no-plots")
+    assert (code, json.loads(stdout)["step"]) == (1, 10)
+    assert "No space left" in stderr
+
+
+@pytest.fixture
+def start_watch(out) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a watch in another process, on the first 20 images."""
+    started: list[subprocess.Popen] = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "thumbnet.cli.main", "eval", "--out", out, "--watch", "--limit", "20"]
+        started.append(
+            subprocess.Popen(
+                [*command, "--threads", "1", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_training_is_followed_from_another_process(make_run, start_watch):
+    run = make_run(10)
+    with run.lock():
+        watch = start_watch("--every", "0.1s")
+        assert "step 10, test first 20" in watch.stdout.readline()
+        save(run, 20)
+        assert "step 20, test first 20" in watch.stdout.readline()
+        assert watch.poll() is None
+    rest, errors = watch.communicate(timeout=60)
+    assert (rest, watch.returncode) == ("", 0), errors
+
+
+def test_ctrl_c_ends_a_watch_with_its_exit_code(make_run, start_watch):
+    run = make_run(10)
+    with run.lock():
+        watch = start_watch()
+        assert "step 10" in watch.stdout.readline()
+        watch.send_signal(signal.SIGINT)
+        _, errors = watch.communicate(timeout=60)
+    assert watch.returncode == 130
+    assert "Traceback" not in errors
