@@ -51,17 +51,15 @@ def test_reads_what_the_order_says(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "_FILL_BYTES", fill * 60)
         reader = PoolReader(dataset, pool=pool_size, seed=5, position=start)
-        position = start
+        epochs = range((start + sum(steps)) // 60 + 1)
+        expected = np.concatenate([e * 60 + epoch_order(60, seed=5, epoch=e, pool=pool_size) for e in epochs])[start:]
         for step in steps:
             numbers, images_NHWC, labels = reader.take(step)
-            for i, number in enumerate(numbers.tolist()):
-                epoch, offset = divmod(position, 60)
-                index = epoch_order(60, seed=5, epoch=epoch, pool=pool_size)[offset]
-                assert number == epoch * 60 + index
-                position += 1
-                expected_NHWC, expected_labels = dataset.gather(np.array([index]))
-                np.testing.assert_array_equal(images_NHWC[i], expected_NHWC[0])
-                assert labels[i] == expected_labels[0]
+            np.testing.assert_array_equal(numbers, expected[:step])
+            expected_NHWC, expected_labels = dataset.gather(numbers % 60)
+            np.testing.assert_array_equal(images_NHWC, expected_NHWC)
+            np.testing.assert_array_equal(labels, expected_labels)
+            expected = expected[step:]
 
 
 def batches_of(dataset: ImageDataset, *, start_step: int, pool_mib: int) -> list[Batch]:
@@ -88,21 +86,37 @@ def test_batches_from_the_pool_are_those_from_memory(
         assert torch.equal(one.images, other.images)
 
 
-def test_files_are_read_from_front_to_back_once_an_epoch(
-    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[int] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that fills with the examples read, in order."""
+    indices_read: list[int] = []
     gather = ImageDataset.gather
 
     def watched(self: ImageDataset, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        read.extend(indices.tolist())
+        indices_read.extend(indices.tolist())
         return gather(self, indices)
 
     monkeypatch.setattr(ImageDataset, "gather", watched)
+    return indices_read
+
+
+def test_files_are_read_from_front_to_back_once_an_epoch(dataset: ImageDataset, read: list[int]) -> None:
     reader = PoolReader(dataset, pool=20, seed=5, position=0)
     for _ in range(18):
         reader.take(10)
     assert read == [*range(60), *range(60), *range(60), *range(20)]
+
+
+def test_nothing_is_read_twice_while_the_pool_fills(
+    dataset: ImageDataset, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_FILL_BYTES", 4 * 60)
+    reader = PoolReader(dataset, pool=40, seed=5, position=0)
+    reader.take(4)
+    assert len(read) <= 12  # training starts long before the pool is full
+    for _ in range(14):
+        reader.take(4)
+    assert np.bincount(read, minlength=60).tolist() == [2] * 40 + [1] * 20  # the second time is for the next epoch
 
 
 def test_pages_are_given_back(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
