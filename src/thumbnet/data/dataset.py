@@ -76,9 +76,9 @@ class ImageDataset:
         return self._layout.images(records), labels
 
     def key(self, index: int) -> str:
-        """Return where an example comes from: file name and record number, such as ``data_batch_1.bin:123``."""
+        """Return where an example comes from: its own file, or file and record number: ``data_batch_1.bin:123``."""
         part, record = self._locate(index)
-        return f"{part.name}:{record}"
+        return part.keys[record] if part.keys else f"{part.name}:{record}"
 
     def take(self, indices: np.ndarray) -> ImageDataset:
         """Return the data set of some of the examples, in the order given; copies no pictures and keeps the keys."""
@@ -140,6 +140,8 @@ class Splits:
     """Examples carved from the training images to choose by, if any."""
     test: ImageDataset | None
     """Examples for the final evaluation only."""
+    fingerprint: str = ""
+    """Tells these examples from all others where files may change: in data sets of one's own; else empty."""
 
 
 def open_records(name: str, class_names: Sequence[str], layout: RecordFormat, paths: Sequence[Path]) -> ImageDataset:

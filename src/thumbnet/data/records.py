@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ class RecordFormat:
     """Height, width, channels."""
     label_bytes: int = 1
     """Bytes before the picture, each a label: 1, or 2 where a coarse label comes first (CIFAR-100)."""
+    wide: bool = False
+    """Whether 2 label bytes are one number instead, the high byte first: for more than 256 classes."""
 
     @property
     def image_bytes(self) -> int:
@@ -40,11 +42,13 @@ class RecordFormat:
 
     def labels(self, records: np.ndarray) -> np.ndarray:
         """Return the labels of raw records, uint8 [n, record_bytes] -> int64 [n]: the last label byte is the finest."""
-        return records[:, self.label_bytes - 1].astype(np.int64)
+        labels = records[:, self.label_bytes - 1].astype(np.int64)
+        return 256 * records[:, 0].astype(np.int64) + labels if self.wide else labels
 
     def pack(self, images_NHWC: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return raw records, uint8 [n, record_bytes], of pictures [n, H, W, C] and labels [n] or [n, label_bytes]."""
         records = np.empty((len(images_NHWC), self.record_bytes), np.uint8)
+        labels = labels.astype(">u2").view(np.uint8) if self.wide else labels
         records[:, : self.label_bytes] = labels.reshape(len(records), self.label_bytes)
         self.images(records)[:] = images_NHWC
         return records
@@ -60,6 +64,8 @@ class RecordPart:
     """What an error calls them: the file's path."""
     records: np.ndarray
     """uint8 [n, record_bytes], mapped or in memory."""
+    keys: Sequence[str] = ()
+    """What each record is called; empty where that is the file's name and the record's number."""
     release: Callable[[], None] = lambda: None
     """Give mapped pages back; see `ImageDataset.release`."""
 
