@@ -225,8 +225,13 @@ class Training:
 
     def _save(self) -> None:
         """Save a checkpoint, chosen as best by its accuracy on the validation split where there is one."""
-        state = self.state
-        accuracy = self._validate() if self.splits.validation is not None else None
+        state, accuracy = self.state, None
+        if self.splits.validation is not None:
+            try:
+                accuracy = self._validate()
+            except DivergedError as error:
+                # Finite weights whose output overflows: worth keeping to look at, never the best.
+                self.console.note(f"step {state.step}: not validated: {error}")
         self.run.checkpoints.save(state.capture(self.recipe), accuracy, note=self.console.note)
         self._saved = (state.step, time.monotonic())
 

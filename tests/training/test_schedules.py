@@ -1,0 +1,25 @@
+import pytest
+
+from thumbnet.config import ScheduleConfig
+from thumbnet.training.schedules import rate_factor
+
+
+def test_the_tutorials_first_stair_falls_at_its_step() -> None:
+    config = ScheduleConfig(name="staircase", every_epochs=350, factor=0.1)
+    steps_per_epoch = 50_000 / 128
+    # 350 epochs of 390.625 steps are 136,718.75: the first step past them has the lower rate.
+    assert rate_factor(config, progress=0.1, epoch=136_718 / steps_per_epoch) == 1
+    assert rate_factor(config, progress=0.1, epoch=136_719 / steps_per_epoch) == pytest.approx(0.1)
+    assert rate_factor(config, progress=0.1, epoch=2 * 136_719 / steps_per_epoch) == pytest.approx(0.01)
+
+
+def test_a_stair_on_a_step_is_not_missed_by_rounding() -> None:
+    config = ScheduleConfig(name="staircase", every_epochs=3, factor=0.5)
+    steps_per_epoch = 1000 / 3
+    assert rate_factor(config, progress=0, epoch=1000 / steps_per_epoch) == 0.5
+
+
+@pytest.mark.parametrize(("progress", "expected"), [(0, 0.2), (0.115, 0.6), (0.23, 1), (0.615, 0.535), (1, 0.07)])
+def test_piecewise_is_linear_between_its_points(progress: float, expected: float) -> None:
+    config = ScheduleConfig(name="piecewise", points=((0, 0.2), (0.23, 1), (1, 0.07)))
+    assert rate_factor(config, progress=progress, epoch=99) == pytest.approx(expected)

@@ -1,0 +1,115 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from thumbnet.config import Recipe
+from thumbnet.data.dataset import Splits
+from thumbnet.engine import Precision
+from thumbnet.errors import DivergedError
+from thumbnet.input.pipeline import Batch, TrainingInput
+from thumbnet.monitor.health import GradientCheck
+from thumbnet.training.state import TrainingState, new_state
+from thumbnet.training.step import train_step
+
+FP32 = Precision(name="fp32", why="test")
+BF16 = Precision(name="bf16", why="test")
+
+
+def state_of(recipe: Recipe) -> TrainingState:
+    return new_state(recipe, num_classes=10, channels=3)
+
+
+@pytest.fixture
+def batch(recipe: Recipe, splits: Splits) -> Batch:
+    with TrainingInput(splits.train, recipe.distort, recipe.input, seed=0) as batches:
+        return next(batches)
+
+
+def weights_of(state: TrainingState) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in state.model.named_parameters()}
+
+
+def test_one_step_is_gradient_descent_on_the_tutorials_loss(recipe: Recipe, batch: Batch) -> None:
+    state = state_of(recipe)
+    before = weights_of(state)
+    loss = F.cross_entropy(state.model(batch.images), batch.labels)
+    total = loss + 0.004 / 2 * sum(
+        state.model.get_parameter(f"{name}.weight").square().sum() for name in ("local3", "local4")
+    )
+    gradients = dict(zip(before, torch.autograd.grad(total, list(state.model.parameters())), strict=True))
+    result = train_step(state, batch, check=GradientCheck(state.model), precision=FP32)
+    assert result.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert state.step == 1
+    for name, value in weights_of(state).items():
+        torch.testing.assert_close(value, before[name] - 0.1 * gradients[name], rtol=1e-4, atol=1e-6)
+
+
+def test_average_follows_the_updated_weights(recipe: Recipe, batch: Batch) -> None:
+    state = state_of(recipe)
+    assert state.average is not None
+    before = weights_of(state)
+    train_step(state, batch, check=GradientCheck(state.model), precision=FP32)
+    decay = 1 / 10  # (1 + 0) / (10 + 0)
+    for name, value in weights_of(state).items():
+        expected = decay * before[name] + (1 - decay) * value
+        torch.testing.assert_close(state.average.state()[name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_accuracy_is_of_the_batch_before_the_update(recipe: Recipe, batch: Batch) -> None:
+    state = state_of(recipe)
+    with torch.no_grad():
+        expected = (state.model(batch.images).argmax(1) == batch.labels).float().mean().item()
+    assert train_step(state, batch, check=GradientCheck(state.model), precision=FP32).accuracy == expected
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("precision", [FP32, BF16])
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(
+    recipe: Recipe, batch: Batch, value: float, precision: Precision
+) -> None:
+    state = state_of(recipe)
+    for _ in range(2):
+        train_step(state, batch, check=GradientCheck(state.model), precision=FP32)
+    before, step = weights_of(state), state.step
+    assert state.average is not None
+    average = {name: tensor.clone() for name, tensor in state.average.state().items()}
+    poisoned = Batch(images=batch.images.clone(), labels=batch.labels, indices=batch.indices)
+    poisoned.images[3, 1, 5, 5] = value
+    with pytest.raises(DivergedError, match="step 2"):
+        train_step(state, poisoned, check=GradientCheck(state.model), precision=precision)
+    assert state.step == step
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(state).items())
+    assert all(torch.equal(tensor, average[name]) for name, tensor in state.average.state().items())
+
+
+def test_an_infinite_gradient_never_reaches_the_weights(recipe: Recipe, batch: Batch) -> None:
+    state = state_of(recipe)
+    before = weights_of(state)
+    state.model.get_parameter("conv2.weight").register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(DivergedError, match=r"conv2\.weight"):
+        train_step(state, batch, check=GradientCheck(state.model), precision=FP32)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(state).items())
+
+
+def test_bf16_gradients_are_those_of_fp32_to_its_rounding(recipe: Recipe, batch: Batch) -> None:
+    gradients = {}
+    for precision in (FP32, BF16):
+        state = state_of(recipe)
+        train_step(state, batch, check=GradientCheck(state.model), precision=precision)
+        gradients[precision.name] = {
+            name: parameter.grad.flatten()
+            for name, parameter in state.model.named_parameters()
+            if parameter.grad is not None
+        }
+    for name, reference in gradients["fp32"].items():
+        cosine = F.cosine_similarity(gradients["bf16"][name], reference, dim=0).item()
+        assert cosine > 0.99, name
+
+
+def test_the_same_seed_gives_the_same_start(recipe: Recipe) -> None:
+    first, second = weights_of(state_of(recipe)), weights_of(state_of(recipe))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert np.any([value.std().item() > 0 for value in first.values()])
