@@ -108,14 +108,22 @@ def test_a_terminal_has_one_live_line_below_the_notes(terminal: Terminal, tmp_pa
     console.step(dataclasses.replace(REPORT, step=1100))
     console.note("step 1100: validation accuracy [raw] 60 %")
     console.step(REPORT)
-    assert visible(terminal.getvalue())[-2:] == ["step 1100: validation accuracy [raw] 60 %", LINE]
+    assert visible(terminal.getvalue()) == ["step 1100: validation accuracy [raw] 60 %", LINE]
     console.close()
-    assert visible(terminal.getvalue()) == ["step 1100: validation accuracy [raw] 60 %", LINE, ""]
+    assert visible(terminal.getvalue()) == ["step 1100: validation accuracy [raw] 60 %", ""]
     assert log.read_text(encoding="utf-8").splitlines() == [
         LINE.replace("1200/", "1100/"),
         "step 1100: validation accuracy [raw] 60 %",
         LINE,
     ]
+
+
+def test_the_last_steps_line_is_left_standing(terminal: Terminal) -> None:
+    with Console(stream=terminal) as console:
+        console.step(REPORT)
+        console.step(dataclasses.replace(REPORT, step=1960))
+        console.note("trained 1960 steps")
+    assert visible(terminal.getvalue()) == [LINE.replace("1200/", "1960/"), "trained 1960 steps", ""]
 
 
 def test_what_others_print_to_standard_error_goes_above_the_live_line(
@@ -126,11 +134,11 @@ def test_what_others_print_to_standard_error_goes_above_the_live_line(
         console.step(REPORT)
         print("a warning", file=sys.stderr)
         console.step(REPORT)
+        assert visible(terminal.getvalue()) == ["a warning", LINE]
     assert sys.stderr is terminal
-    assert visible(terminal.getvalue()) == ["a warning", LINE, ""]
 
 
-def test_standard_output_is_left_alone(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+def test_standard_output_that_is_a_pipe_is_left_alone(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
     with Console(stream=terminal) as console:
         console.step(REPORT)
         print("{}")
@@ -152,9 +160,12 @@ def test_a_narrow_terminal_loses_the_least_needed_parts(width: int) -> None:
     assert len(line) <= max(width, len("step 1200/1960  loss 1.234"))
 
 
-def test_a_terminal_that_goes_away_does_not_end_the_training(terminal: Terminal, tmp_path: Path) -> None:
+def test_a_terminal_that_goes_away_does_not_end_the_training(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal)
     log = tmp_path / "log.txt"
-    with Console(stream=terminal, log_path=log) as console:
+    with Console(log_path=log) as console:
         console.step(REPORT)
 
         def fail(text: str) -> int:
@@ -164,6 +175,7 @@ def test_a_terminal_that_goes_away_does_not_end_the_training(terminal: Terminal,
         console.step(REPORT)
         console.note("on")
     assert log.read_text(encoding="utf-8").splitlines() == [LINE, LINE, "on"]
+    assert sys.stderr is terminal
 
 
 def test_a_closed_pipe_does_not_end_the_training(tmp_path: Path) -> None:

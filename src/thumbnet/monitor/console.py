@@ -53,9 +53,10 @@ class StepReport:
 class Console:
     """Prints step lines and notes.
 
-    In a terminal the step line is one live line that stays below the notes. Elsewhere (a file, a pipe, a notebook), and
-    with the tutorial's format, every report is a plain line: no carriage returns, no colours. The log file gets plain
-    lines always. A stream or log file that fails (disk full, terminal gone) is given up; the training goes on.
+    In a terminal the step line is one live line that stays below the notes; that of the last step is left standing.
+    Elsewhere (a file, a pipe, a notebook), and with the tutorial's format, every report is a plain line: no carriage
+    returns, no colours. The log file gets plain lines always. A stream or log file that fails (disk full, terminal
+    gone) is given up; the training goes on.
 
     Args:
         format: `default`, or `tutorial` for the line of 2015.
@@ -85,7 +86,6 @@ class Console:
             except OSError as error:
                 raise UsageError(f"{log_path}: cannot write the log: {error.strerror}") from error
         self._live: Live | None = None
-        self._last = ""
         if format == "default" and _is_terminal(self._stream):
             self._live = _start_live(self._stream)
 
@@ -95,8 +95,10 @@ class Console:
         self._write_log(line)
         if self._live is None:
             self._write_stream(line)
+        elif report.step >= report.steps:
+            self._guard(lambda live: live.update("", refresh=True))
+            self._print_above(line)
         else:
-            self._last = line
             self._guard(lambda live: live.update(format_step(report, live.console.width - 1), refresh=True))
 
     def note(self, text: str) -> None:
@@ -105,15 +107,12 @@ class Console:
         if self._live is None:
             self._write_stream(text)
         else:
-            self._guard(lambda live: live.console.print(text, markup=False, highlight=False, soft_wrap=True))
+            self._print_above(text)
 
     def close(self) -> None:
-        """Take the live line down, leaving its last state as a plain line, and close the log file."""
-        if self._live is not None:
-            self._guard(lambda live: live.stop())
-            self._live = None
-            if self._last:
-                self._write_stream(self._last)
+        """Take the live line down and close the log file."""
+        self._guard(lambda live: live.stop())
+        self._live = None
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -126,12 +125,18 @@ class Console:
         """Close."""
         self.close()
 
+    def _print_above(self, text: str) -> None:
+        """Print lines that stay, above the live line."""
+        self._guard(lambda live: live.console.print(text, markup=False, highlight=False, soft_wrap=True))
+
     def _guard(self, action: Callable[[Live], object]) -> None:
         """Do something with the live line; give it up when its terminal is gone."""
         if self._live is not None and self._stream is not None:
             try:
                 action(self._live)
             except OSError:
+                with contextlib.suppress(OSError):
+                    self._live.stop()
                 self._stream = self._live = None
 
     def _write_stream(self, text: str) -> None:
@@ -158,7 +163,7 @@ class Console:
 def format_step(report: StepReport, width: int | None = None) -> str:
     """Return the default step line; with `width`, without the least needed parts until it fits."""
     digits = len(str(report.steps))
-    epochs = f"{report.epochs:.4g}"
+    epochs = f"{report.epochs:.1f}".removesuffix(".0")
     parts = [
         f"step {report.step:>{digits}}/{report.steps}",
         f"epoch {report.epoch:>{len(epochs.partition('.')[0]) + 2}.1f}/{epochs}",
@@ -217,14 +222,14 @@ def _start_live(stream: TextIO | None) -> Live:
     from rich.console import Console as RichConsole
     from rich.live import Live
 
-    # Standard output is left alone: it may be a file that waits for results. It is refreshed by hand, so that no thread
-    # wakes up beside the training.
+    # Standard output is left alone where it is a file or a pipe that waits for results. The line is refreshed by hand,
+    # so that no thread wakes up beside the training.
     live = Live(
         "",
         console=RichConsole(file=stream, highlight=False, markup=False, emoji=False),
         auto_refresh=False,
         transient=True,
-        redirect_stdout=False,
+        redirect_stdout=sys.stdout.isatty(),
         redirect_stderr=stream is sys.stderr,
         vertical_overflow="crop",
     )
