@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from thumbnet.monitor.event_file import EventFile
     from thumbnet.runs.run import Run
 
-Checkpoint = Literal["latest", "best"] | int
+Checkpoint = Literal["latest", "best", "all"] | int
 
 EVERY_S = 300.0
 """Seconds between looks for new checkpoints, as in the tutorial."""
@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="name or folder of a run (the newest in --out)")
     add_out_flag(parser)
     what = parser.add_argument_group("what to evaluate")
-    what.add_argument("--checkpoint", type=checkpoint, metavar="latest|best|STEP", help="which one (latest)")
+    what.add_argument("--checkpoint", type=checkpoint, metavar="latest|best|STEP|all", help="which one (latest)")
     what.add_argument("--weights", choices=("average", "raw", "both"), default="both", help="which weights (both)")
     what.add_argument("--split", choices=("test", "val", "train"), help="which images (test)")
     what.add_argument("--limit", "--num_examples", type=whole_number, metavar="N", help="only the first N images")
@@ -79,14 +79,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def checkpoint(text: str) -> Checkpoint:
-    """Parse `latest`, `best` or a step."""
-    words: dict[str, Checkpoint] = {"latest": "latest", "best": "best"}
+    """Parse `latest`, `best`, `all` or a step."""
+    words: dict[str, Checkpoint] = {"latest": "latest", "best": "best", "all": "all"}
     if text in words:
         return words[text]
     digits = text.replace("_", "").replace(",", "")
     if digits.isascii() and digits.isdigit():
         return int(digits)
-    raise argparse.ArgumentTypeError(f"'{text}' is neither latest nor best nor a step such as 1000")
+    raise argparse.ArgumentTypeError(f"'{text}' is none of latest, best, all, and no step such as 1000")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         name = args.run or args.checkpoint_dir
         raise UsageError(f"{name} is one checkpoint: name its run, {this_run.path}, to watch it or to choose another")
     which: Checkpoint = step if step is not None else "latest" if args.checkpoint is None else args.checkpoint
-    if not watching:
+    if not watching and which != "all":
         this_run.checkpoints.path(which)  # before the data: tells at once of a checkpoint that is not there
     results = args.eval_dir or this_run.path / "evaluation"
     _make_writable(results)
@@ -116,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         if watching:
             for evaluation in watch(evaluator, every_s=args.every or EVERY_S, note=note):
                 _report(evaluation, args, results, events, watching=True)
+        elif which == "all":
+            _report_all([evaluator.evaluate(step) for step in _all_steps(this_run)], args, results, events)
         else:
             evaluation = evaluator.evaluate_latest(note) if which == "latest" else evaluator.evaluate(which)
             _report(evaluation, args, results, events, watching=False)
@@ -196,6 +198,36 @@ def _open_events(folder: Path) -> EventFile:
         return EventFile(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def _all_steps(this_run: Run) -> list[int]:
+    from thumbnet.errors import CheckpointError
+
+    steps = this_run.checkpoints.steps()
+    if not steps:
+        raise CheckpointError(f"{this_run.checkpoints.folder}: there is no checkpoint yet")
+    return steps
+
+
+def _report_all(evaluations: list[Evaluation], args: argparse.Namespace, folder: Path, events: EventFile) -> None:
+    """Print a line for each checkpoint, and write their accuracies over the steps as JSON and plot."""
+    from thumbnet.evaluation import report
+    from thumbnet.evaluation.curves import checkpoints_png, checkpoints_to_json
+
+    rows = checkpoints_to_json(evaluations)
+    for evaluation in evaluations:
+        report.add_summaries(evaluation, events)
+    if args.json:
+        print(json.dumps(rows), flush=True)
+    else:
+        report.print_checkpoints(evaluations)
+    stem = f"checkpoints-{'-'.join(report.describe_examples(evaluations[0]).split())}"
+    contents = {f"{stem}.json": (json.dumps(rows, indent=1) + "\n").encode()}
+    if args.plots is not False:
+        contents[f"{stem}.png"] = checkpoints_png(
+            evaluations, f"{evaluations[0].run.absolute().name}, every checkpoint"
+        )
+    note(f"written: {', '.join(map(str, report.write_contents(contents, folder)))}")
 
 
 def _report(

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BLUE, _ORANGE, _INK, _MUTED, _GRID = "#2a6f97", "#e07a3f", "#1f2933", "#7b8794", "#e4e7eb"
-_COLORS: dict[Weights, str] = {"average": _BLUE, "raw": _ORANGE}
+BLUE, ORANGE, INK, MUTED, GRID = "#2a6f97", "#e07a3f", "#1f2933", "#7b8794", "#e4e7eb"
+COLORS: dict[Weights, str] = {"average": BLUE, "raw": ORANGE}
 _MANY_CLASSES = 25
 """With more classes than this, numbers in the confusion matrix would be too small to read, and names get small."""
 
@@ -28,7 +28,7 @@ def confusion_png(metrics: Metrics, title: str) -> bytes:
     classes = len(metrics.per_class)
     few = classes <= _MANY_CLASSES
     side_in = max(0.62 * classes if few else 0.13 * classes, 3.2) + 2.4
-    figure = _figure(side_in + 0.6, side_in, title)
+    figure = empty_figure(side_in + 0.6, side_in, title)
     axes = figure.add_subplot()
     share_CC = metrics.confusion / np.maximum(metrics.confusion.sum(axis=1, keepdims=True), 1)
     # The square root of the share sets a confusion of one in a hundred apart from none at all.
@@ -51,7 +51,7 @@ def confusion_png(metrics: Metrics, title: str) -> bytes:
     bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8.5)
     bar.set_label("share of the label's images", fontsize=9)
     bar.outline.set_visible(False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def _number_cells(axes: Axes, confusion_CC: np.ndarray, share_CC: np.ndarray) -> None:
@@ -64,7 +64,7 @@ def _number_cells(axes: Axes, confusion_CC: np.ndarray, share_CC: np.ndarray) ->
             ha="center",
             va="center",
             fontsize=9,
-            color="white" if share_CC[row, column] > 0.3 else _INK,
+            color="white" if share_CC[row, column] > 0.3 else INK,
             fontweight="bold" if row == column else "normal",
         )
 
@@ -85,28 +85,28 @@ def classes_png(metrics: Mapping[Weights, Metrics], title: str) -> bytes:
     f1 = np.array([entry.f1 for entry in entries])
     rows = np.arange(len(order))
     few = len(order) <= _MANY_CLASSES
-    figure = _figure(8.6, 1.9 + (0.4 if few else 0.19) * len(order), title)
+    figure = empty_figure(8.6, 1.9 + (0.4 if few else 0.19) * len(order), title)
     axes = figure.add_subplot()
-    axes.barh(rows, f1, height=0.66, color=_COLORS[main], alpha=0.45, label=f"F1, {main} weights")
-    mark: dict[str, Any] = {"s": 34 if few else 14, "edgecolor": _INK, "linewidth": 1.3, "zorder": 3}
-    axes.scatter([e.precision for e in entries], rows, marker="D", facecolor=_INK, label="precision", **mark)
+    axes.barh(rows, f1, height=0.66, color=COLORS[main], alpha=0.45, label=f"F1, {main} weights")
+    mark: dict[str, Any] = {"s": 34 if few else 14, "edgecolor": INK, "linewidth": 1.3, "zorder": 3}
+    axes.scatter([e.precision for e in entries], rows, marker="D", facecolor=INK, label="precision", **mark)
     axes.scatter([e.recall for e in entries], rows, marker="o", facecolor="white", label="recall", **mark)
     for other, second in others:
         values = [second.per_class[label].f1 for label in order]
-        axes.vlines(values, rows - 0.33, rows + 0.33, color=_COLORS[other], linewidth=2.4, label=f"F1, {other} weights")
+        axes.vlines(values, rows - 0.33, rows + 0.33, color=COLORS[other], linewidth=2.4, label=f"F1, {other} weights")
     beside: dict[str, Any] = {"xytext": (10, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
     for row, value in zip(rows, f1, strict=True):
-        axes.annotate(f"{value:.3f}", (1, row), color=_INK, **beside)
-    axes.annotate("F1", (1, -0.85), color=_MUTED, **beside)
+        axes.annotate(f"{value:.3f}", (1, row), color=INK, **beside)
+    axes.annotate("F1", (1, -0.85), color=MUTED, **beside)
     axes.set_yticks(rows, [entry.name for entry in entries], fontsize=10 if few else 7, parse_math=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(order) - 0.4, -1.15)
-    axes.grid(axis="x", color=_GRID)
+    axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return _png(figure)
+    return png_of(figure)
 
 
 def reliability_png(metrics: Mapping[Weights, Metrics], title: str) -> bytes:
@@ -115,49 +115,50 @@ def reliability_png(metrics: Mapping[Weights, Metrics], title: str) -> bytes:
     Returns:
         A PNG file.
     """
-    figure = _figure(1.3 + 4.1 * len(metrics), 5.8, title)
+    figure = empty_figure(1.3 + 4.1 * len(metrics), 5.8, title)
     panels = figure.subplots(2, len(metrics), sharex=True, squeeze=False, height_ratios=(3.4, 1))
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     centres = (edges[:-1] + edges[1:]) / 2
     bar = {"width": 0.92 / CALIBRATION_BINS}
-    hatched = {"facecolor": "none", "edgecolor": _INK, "hatch": "////", "linewidth": 0.7}
+    hatched = {"facecolor": "none", "edgecolor": INK, "hatch": "////", "linewidth": 0.7}
     for (weights, entry), upper, lower in zip(metrics.items(), panels[0], panels[1], strict=True):
-        color, calibration = _COLORS[weights], entry.calibration
+        color, calibration = COLORS[weights], entry.calibration
         filled = calibration.count > 0
         at, accuracy = centres[filled], calibration.accuracy[filled]
         gap = calibration.confidence[filled] - accuracy
-        upper.plot([0, 1], [0, 1], color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="perfect", zorder=3)
+        upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="perfect", zorder=3)
         upper.bar(at, accuracy, color=color, alpha=0.85, label="accuracy", **bar)
         upper.bar(at, gap, bottom=accuracy, label="gap to mean confidence", **bar, **hatched)
         heading = f"{weights} weights: accuracy {100 * entry.accuracy:.2f} %, ECE {100 * entry.ece:.2f} %"
-        upper.set_title(heading, fontsize=9.5, color=_INK)
+        upper.set_title(heading, fontsize=9.5, color=INK)
         upper.set_xlim(0, 1)
         upper.set_ylim(0, 1)
         upper.legend(loc="upper left", frameon=False, fontsize=8.5)
         lower.bar(centres, calibration.count / entry.examples, color=color, alpha=0.45, **bar)
         lower.set_xlabel("confidence: probability of the predicted class", fontsize=9)
         for axes in (upper, lower):
-            axes.grid(axis="y", color=_GRID)
+            axes.grid(axis="y", color=GRID)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=8.5)
     panels[0][0].set_ylabel("accuracy", fontsize=9)
     panels[1][0].set_ylabel("share of images", fontsize=9)
-    return _png(figure)
+    return png_of(figure)
 
 
-def _figure(width_in: float, height_in: float, title: str) -> Figure:
+def empty_figure(width_in: float, height_in: float, title: str) -> Figure:
     """Return an empty figure with a title on the left that is broken into lines to fit."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figure = Figure(figsize=(width_in, height_in), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     lines = textwrap.wrap(title, width=int(11 * width_in))
-    figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=11, fontweight="bold", color=_INK, parse_math=False)
+    figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK, parse_math=False)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", facecolor="white")
     return file.getvalue()

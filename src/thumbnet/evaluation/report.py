@@ -7,7 +7,7 @@ import datetime
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,25 @@ def print_tables(evaluation: Evaluation) -> None:
     console.print()
 
 
+def print_checkpoints(evaluations: Sequence[Evaluation]) -> None:
+    """Print the accuracy of every checkpoint to stdout, averaged and raw weights side by side, and their difference."""
+    from rich.console import Console
+
+    kinds = list(evaluations[0].metrics)
+    table = _table("step")
+    for header in [f"{kind} weights" for kind in kinds] + ["difference"] * (len(kinds) == 2):
+        table.add_column(header, justify="right")
+    for evaluation in evaluations:
+        accuracies = [metrics.accuracy for metrics in evaluation.metrics.values()]
+        cells = [_percent(accuracy) for accuracy in accuracies]
+        if len(accuracies) == 2:
+            cells.append(f"{100 * (accuracies[0] - accuracies[1]):+.2f}")
+        table.add_row(f"{evaluation.step:,}", *cells)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(f"accuracy on the {describe_examples(evaluations[0])} split", style="bold")
+    console.print(table)
+
+
 def _title(evaluation: Evaluation) -> str:
     checkpoint = f"{evaluation.run.absolute().name}, step {evaluation.step:,}"
     first = "the first " if evaluation.limited else ""
@@ -179,6 +198,15 @@ def write_files(evaluation: Evaluation, folder: Path, plots: Mapping[str, bytes]
         f"{stem}.csv": to_csv(evaluation).encode(),
         **{f"{stem}-{name}.png": png for name, png in (plots or {}).items()},
     }
+    return write_contents(contents, folder)
+
+
+def write_contents(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
+    """Write files by name into a folder, made if missing, and return their paths.
+
+    Raises:
+        ThumbnetError: the disk refuses.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -10,13 +11,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from thumbnet import engine
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
-from thumbnet.data.dataset import Splits
+from thumbnet.data.dataset import ImageDataset, Splits
 from thumbnet.errors import UsageError
+from thumbnet.evaluation.curves import training_png
 from thumbnet.evaluation.evaluate import evaluate_weights
-from thumbnet.evaluation.metrics import Metrics
+from thumbnet.evaluation.evaluator import Evaluation
+from thumbnet.evaluation.metrics import Metrics, Weights
+from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
 from thumbnet.monitor.console import Console
+from thumbnet.monitor.event_file import EventFile
 from thumbnet.runs.run import Run
 from thumbnet.training.loop import Outcome, Training, length_of
 from thumbnet.training.state import new_state
@@ -140,20 +147,34 @@ def conclude(training: Training, outcome: Outcome, start_seconds: float) -> dict
     }
     if test is not None:
         started = time.perf_counter()
-        metrics = evaluate_test(training)
+        evaluation = evaluate_test(training, test)
         result["test_seconds"] = time.perf_counter() - started
-        result["test"] = {name: summary_of(values) for name, values in metrics.items()}
+        result["test"] = {name: summary_of(values) for name, values in evaluation.metrics.items()}
+        write_files(evaluation, run.path / "evaluation", draw_plots(evaluation))
+        with contextlib.closing(EventFile(run.path / "tensorboard" / "eval")) as events:
+            add_summaries(evaluation, events)
+    curves = training_png(run.read_metrics(), f"{run.path.name}: training")
+    write_contents({"training.png": curves}, run.path / "evaluation")
     run.finish(result)
     return result
 
 
-def evaluate_test(training: Training) -> dict[str, Metrics]:
+def evaluate_test(training: Training, test: ImageDataset) -> Evaluation:
     """Evaluate the last weights on the test set: averaged, where there is an average, and raw."""
-    state, dataset = training.state, training.splits.test
-    assert dataset is not None
-    models = ({"average": state.average.model} if state.average else {}) | {"raw": state.model}
-    distort, precision = training.recipe.distort, training.precision
-    return {name: evaluate_weights(model, dataset, distort, precision=precision) for name, model in models.items()}
+    state, run = training.state, training.run
+    models: dict[Weights, nn.Module] = {"average": state.average.model} if state.average else {}
+    models["raw"] = state.model
+    return Evaluation(
+        run=run.path,
+        step=state.step,
+        split="test",
+        limited=False,
+        precision=training.precision.name,
+        metrics={
+            name: evaluate_weights(model, test, run.recipe.distort, precision=training.precision)
+            for name, model in models.items()
+        },
+    )
 
 
 def summary_of(metrics: Metrics) -> dict[str, float]:
