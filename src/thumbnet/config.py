@@ -26,9 +26,17 @@ class DataConfig:
     """Which pictures."""
 
     name: str = "cifar10"
-    """A data set known by name: cifar10, cifar100, shapes."""
-    validation: int = 0
-    """Images carved from the training set for validation, stratified by class; 0 trains on all of them."""
+    """A data set known by name (cifar10, cifar100, svhn, svhn-extra, shapes), a folder of pictures, or a CSV file."""
+    validation: float = 0.0
+    """Images carved from the training set for validation, stratified by class: how many, or below 1 which share."""
+    image_size: int = 32
+    """Side in pixels of the squares that pictures of a folder or CSV file become; known data sets have their own."""
+    skip_bad: bool = False
+    """Go on without the pictures of a folder or CSV file that cannot be read, instead of stopping."""
+
+    def validation_count(self, available: int) -> int:
+        """Return how many of the training images available are to be carved out for validation."""
+        return round(self.validation * available) if self.validation < 1 else int(self.validation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +87,19 @@ class ModelConfig:
 class OptimizerConfig:
     """How weights follow gradients."""
 
-    name: Literal["sgd"] = "sgd"
-    """Gradient descent; with momentum 0, the plain form."""
+    name: Literal["sgd", "muon"] = "sgd"
+    """`sgd`: gradient descent; with momentum 0, the plain form. `muon`: convolutions move by orthogonalized gradients
+    and keep their norm, everything else by gradient descent (Jordan, https://kellerjordan.github.io/posts/muon)."""
     learning_rate: float = 0.1
-    """Peak learning rate, multiplied by the schedule."""
+    """Peak learning rate for the mean loss of a batch, multiplied by the schedule; in `muon`, of the convolutions."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Layer name -> its own peak learning rate in place of `learning_rate`; `biases` for all one-dimensional ones."""
+    freeze_after: dict[str, float] = field(default_factory=dict)
+    """Layer name -> share of the training after which it no longer learns, 0 to 1."""
     momentum: float = 0.0
     """Share of the last update kept, 0 to below 1."""
+    muon_momentum: float = 0.6
+    """Momentum of the convolutions in `muon`, in Nesterov's form (0.6 in airbench)."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
     weight_decay: dict[str, float] = field(default_factory=dict)
@@ -114,6 +129,15 @@ class AverageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a trained network is asked about a picture."""
+
+    views: Literal["one", "mirror", "shifts"] = "one"
+    """What the multi-view figure averages over, reported beside the single-view one: `one` reports none, `mirror` takes
+    the picture and its mirror image, `shifts` also both of them moved by one pixel up left and down right (airbench)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long to train, and what to write on the way."""
 
@@ -123,6 +147,8 @@ class TrainConfig:
     """Epochs to train, rounded up to whole steps; 0 takes `steps`, or the time limit."""
     time_limit_s: float = 0.0
     """Seconds after which training ends, its schedule having run out by then; 0 for no limit."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread evenly over all classes in the loss, 0 to below 1."""
     precision: PrecisionName = "auto"
     """Arithmetic of the network; auto takes bf16 where the processor has it in hardware, else fp32."""
     log_every: int = 50
@@ -164,12 +190,18 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         """Check every value against its limits; raises `UsageError` that names key, value and limit."""
         _limit("seed", self.seed, 0, 2**63 - 1)
         _limit("data.validation", self.data.validation, 0)
+        if self.data.validation > 1 and self.data.validation % 1:
+            raise UsageError(
+                f"data.validation is {self.data.validation}: it must be a whole number of images, or a share below 1"
+            )
+        _limit("data.image_size", self.data.image_size, 4, 1024)
         _limit("distort.crop", self.distort.crop, 1, 4096)
         _limit("distort.pad", self.distort.pad, 0, 64)
         _limit("distort.cutout", self.distort.cutout, 0, self.distort.crop)
@@ -182,8 +214,14 @@ class Recipe:
         _limit("input.pool_mib", self.input.pool_mib, 1)
         _limit("optimizer.learning_rate", self.optimizer.learning_rate, 0)
         _limit("optimizer.momentum", self.optimizer.momentum, 0, 1, below=True)
+        _limit("optimizer.muon_momentum", self.optimizer.muon_momentum, 0, 1, below=True)
         for layer, decay in self.optimizer.weight_decay.items():
             _limit(f"optimizer.weight_decay.{layer}", decay, 0)
+        for layer, rate in self.optimizer.rates.items():
+            _limit(f"optimizer.rates.{layer}", rate, 0)
+        for layer, share in self.optimizer.freeze_after.items():
+            _limit(f"optimizer.freeze_after.{layer}", share, 0, 1)
+        _limit("train.label_smoothing", self.train.label_smoothing, 0, 1, below=True)
         _limit("schedule.every_epochs", self.schedule.every_epochs, 1e-6)
         _limit("schedule.factor", self.schedule.factor, 0, 1)
         _limit("average.decay", self.average.decay, 0, 1, below=True)

@@ -37,7 +37,7 @@ def load_splits(
     offline: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Splits:
-    """Return the examples of a data set, fetched at first use.
+    """Return the examples of a data set, fetched or decoded at first use.
 
     Args:
         config: which data set, and how many validation images to carve from its training images.
@@ -49,23 +49,52 @@ def load_splits(
         UsageError: the data set is unknown, or too small for that many validation images.
         DataError: a file is damaged, or no source has it.
     """
+    from thumbnet.data.listing import is_own_data
+
+    known = known_names()
+    if config.name not in known and is_own_data(config.name):
+        from thumbnet.data.folder import load_own
+
+        return load_own(config, cache_dir(data_dir), note)
+    if config.name not in known:
+        raise UsageError(
+            f"unknown data set '{config.name}'{did_you_mean(config.name, known)}\n"
+            "one's own pictures are named by a folder that exists, or a .csv file"
+        )
+    return _load_known(config, cache_dir(data_dir), offline=offline, note=note)
+
+
+def known_names() -> list[str]:
+    """Return the names of the data sets known by name."""
+    from thumbnet.data.svhn import TRAINING_FILES
+
+    return [*record_sets(), *TRAINING_FILES, "shapes"]
+
+
+def _load_known(config: DataConfig, cache: Path, *, offline: bool, note: Callable[[str], None]) -> Splits:
+    """Return the examples of a data set known by name."""
     from thumbnet.data.dataset import Splits, open_records, split_validation
     from thumbnet.data.shapes import draw_shapes
     from thumbnet.data.sources import find_or_fetch
+    from thumbnet.data.svhn import TRAINING_FILES, load_svhn
 
-    known = record_sets()
     if config.name == "shapes":
         train, test = draw_shapes()
-    elif config.name in known:
-        dataset = known[config.name]
-        folder = find_or_fetch(dataset, cache_dir(data_dir), offline=offline, note=note)
+    elif config.name in TRAINING_FILES:
+        train, test = load_svhn(config.name, cache, offline=offline, note=note)
+    else:
+        dataset = record_sets()[config.name]
+        folder = find_or_fetch(dataset, cache, offline=offline, note=note)
         train, test = (
             open_records(dataset.name, dataset.class_names, dataset.layout, [folder / file.name for file in files])
             for files in (dataset.train, dataset.test)
         )
-    else:
-        raise UsageError(f"unknown data set '{config.name}'{did_you_mean(config.name, [*known, 'shapes'])}")
+    if config.image_size not in (DataConfig.image_size, train.image_shape[0]):
+        raise UsageError(
+            f"--image-size {config.image_size}: the pictures of {train.name} are "
+            f"{train.image_shape[0]}x{train.image_shape[1]}\nthe flag is for a folder of one's own pictures"
+        )
     validation = None
     if config.validation:
-        train, validation = split_validation(train, config.validation)
+        train, validation = split_validation(train, config.validation_count(len(train)))
     return Splits(train=train, validation=validation, test=test)

@@ -70,8 +70,13 @@ class RecordPart:
     """Give mapped pages back; see `ImageDataset.release`."""
 
 
-def map_records(path: Path, layout: RecordFormat) -> RecordPart:
+def map_records(path: Path, layout: RecordFormat, *, keys: Sequence[str] = ()) -> RecordPart:
     """Map a file of records into memory; nothing is read yet.
+
+    Args:
+        path: the file.
+        layout: layout of every record.
+        keys: what each record is called, if not by the file's name and the record's number.
 
     Raises:
         DataError: the file is missing, empty, unreadable, or not a whole number of records.
@@ -91,5 +96,9 @@ def map_records(path: Path, layout: RecordFormat) -> RecordPart:
         raise DataError(f"{path}: cannot read this data file: {error.strerror or error}") from error
     records = np.frombuffer(mapped, np.uint8).reshape(whole, layout.record_bytes)
     return RecordPart(
-        name=path.name, where=str(path), records=records, release=lambda: mapped.madvise(mmap.MADV_DONTNEED)
+        name=path.name,
+        where=str(path),
+        records=records,
+        keys=keys,
+        release=lambda: mapped.madvise(mmap.MADV_DONTNEED),
     )
