@@ -112,7 +112,7 @@ def stream(path: Path, pool_mib: int, batch_size: int) -> dict[str, Any]:
 
     engine.prepare()
     imported_kib = memory_kib("self")["VmRSS"]
-    started_s = time.perf_counter()
+    started_s, busy_from_s = time.perf_counter(), time.process_time()
     dataset = open_records("large", CLASSES, LAYOUT, [path])
     seen = np.zeros(len(dataset), np.uint8)
     steps = -(-len(dataset) // batch_size)
@@ -123,7 +123,7 @@ def stream(path: Path, pool_mib: int, batch_size: int) -> dict[str, Any]:
         seen[first.indices] += 1
         for _ in range(steps - 1):
             seen[next(batches).indices] += 1
-        elapsed_s = time.perf_counter() - started_s
+        elapsed_s, busy_s = time.perf_counter() - started_s, time.process_time() - busy_from_s
     assert (seen >= 1).all(), "an example was left out"
     assert int(seen.sum(dtype=np.int64)) == steps * batch_size
     machine = describe_machine(None)
@@ -132,6 +132,8 @@ def stream(path: Path, pool_mib: int, batch_size: int) -> dict[str, Any]:
         "first_batch_s": round(first_batch_s, 3),
         "epoch_s": round(elapsed_s, 1),
         "images_per_second": round(steps * batch_size / elapsed_s),
+        "read_mb_per_second": round(len(dataset) * LAYOUT.record_bytes / elapsed_s / 1e6),
+        "cpu_us_per_image": round(busy_s / (steps * batch_size) * 1e6, 2),
         "rss_before_mb": round(imported_kib * 1024 / 1e6),
         "peak_kib": memory_kib("self")["VmHWM"],
         "machine": {key: machine[key] for key in ("cpu", "cores", "python", "torch")},
