@@ -26,7 +26,7 @@ _MOSAIC = (4, 8)
 # Charts of the page "custom scalars": what belongs together in one picture, as regular expressions of tags.
 _CHARTS = {
     "loss, raw and averaged": "^loss/total",
-    "parts of the loss, raw and averaged": "^loss/(?!total)",
+    "parts of the loss, raw and averaged": "^loss/(cross_entropy|decay_)",
     "accuracy of raw and averaged weights": "^accuracy/",
     "sparsity by layer": "^sparsity/",
     "learning rate": ".*learning_rate$",
