@@ -31,8 +31,9 @@ DEFAULT_PRESET = "quick"
 
 # Flag, its 2015 name if any, recipe key, parser of its value, help.
 RECIPE_FLAGS: tuple[tuple[str, str | None, str, Callable[[str], object], str], ...] = (
-    ("--data", None, "data.name", str, "data set: cifar10, cifar100, shapes"),
-    ("--validation", None, "data.validation", int, "images carved from the training set for validation"),
+    ("--data", None, "data.name", str, "cifar10, cifar100, svhn, svhn-extra, shapes, or a folder or .csv of pictures"),
+    ("--validation", None, "data.validation", float, "images kept for validation: how many, or which share, as 0.1"),
+    ("--image-size", None, "data.image_size", whole_number, "side that pictures of a folder are resized to (32)"),
     ("--model", None, "model.name", str, "network, see `thumbnet info --help`"),
     ("--steps", "--max_steps", "train.steps", whole_number, "steps to train"),
     ("--epochs", None, "train.epochs", float, "epochs to train"),
@@ -65,6 +66,7 @@ def add_parser(subparsers: Any) -> None:
     for flag, old_name, key, kind, text in RECIPE_FLAGS:
         names = (flag, old_name) if old_name else (flag,)
         recipe.add_argument(*names, type=kind, dest=key, metavar=flag[2:].upper().replace("-", "_"), help=text)
+    recipe.add_argument("--skip-bad", action="store_true", help="go on without pictures of a folder that are damaged")
     recipe.add_argument("--time", type=duration, metavar="10m", help="train for this long, schedule included")
     recipe.add_argument("--checkpoint-every", metavar="500|60s", help="steps, or seconds, between checkpoints")
     recipe.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help="any entry")
@@ -135,6 +137,8 @@ def overrides_of(args: argparse.Namespace) -> dict[str, object]:
     for _, _, key, _, _ in RECIPE_FLAGS:
         if getattr(args, key) is not None:
             overrides[key] = getattr(args, key)
+    if args.skip_bad:
+        overrides["data.skip_bad"] = True
     if args.use_fp16:
         from thumbnet import engine
 
@@ -206,6 +210,12 @@ def _opening_lines(training: Training) -> list[str]:
         f"batch {recipe.input.batch_size}",
         f"engine: {training.precision.name} ({training.precision.why}), {torch.get_num_threads()} threads, {kernels}",
     ]
+    height, width, _ = splits.train.image_shape
+    if 3 * recipe.distort.crop < 2 * min(height, width):
+        lines.append(
+            f"the network sees only {recipe.distort.crop}x{recipe.distort.crop} of the {height}x{width} pictures: "
+            f"--set distort.crop={7 * min(height, width) // 8} shows it more"
+        )
     if state.step:
         lines.append(f"resumed after step {state.step}")
     return lines

@@ -64,6 +64,14 @@ def load_splits(
     return _load_known(config, cache_dir(data_dir), offline=offline, note=note)
 
 
+def lasting_name(name: str) -> str:
+    """Return the name of a data set so that it means the same in any current folder: a path becomes absolute."""
+    from thumbnet.data.listing import is_own_data
+
+    own = name not in known_names() and is_own_data(name)
+    return str(Path(name).expanduser().absolute()) if own else name
+
+
 def known_names() -> list[str]:
     """Return the names of the data sets known by name."""
     from thumbnet.data.svhn import TRAINING_FILES

@@ -15,6 +15,7 @@ from torch import nn
 
 from thumbnet import engine
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
+from thumbnet.data import lasting_name
 from thumbnet.data.dataset import ImageDataset, Splits
 from thumbnet.errors import UsageError
 from thumbnet.evaluation.curves import training_png
@@ -24,6 +25,7 @@ from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.event_file import EventFile
+from thumbnet.runs.facts import check_facts, write_facts
 from thumbnet.runs.run import Run
 from thumbnet.training.loop import Outcome, Training, length_of
 from thumbnet.training.state import new_state
@@ -44,18 +46,24 @@ RESUMABLE = (
 def start_run(recipe: Recipe, out: Path, name: str | None, load: Callable[[Recipe], Splits]) -> tuple[Run, Splits]:
     """Make the folder of a new run and load its data; the folder does not stay when the data cannot be had.
 
-    The arithmetic that `auto` stands for is written into the recipe, so that a resume elsewhere computes the same.
+    The arithmetic that `auto` stands for is written into the recipe, so that a resume elsewhere computes the same, and
+    so is the whole path of pictures of one's own.
 
     Raises:
         UsageError: the folder cannot be made, or the recipe does not fit the data.
         DataError: the data cannot be had.
     """
     precision = engine.resolve_precision(recipe.train.precision)
-    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision=precision.name))
+    recipe = dataclasses.replace(
+        recipe,
+        train=dataclasses.replace(recipe.train, precision=precision.name),
+        data=dataclasses.replace(recipe.data, name=lasting_name(recipe.data.name)),
+    )
     # Before the data, which may take minutes to fetch: a place that cannot be written to is told at once.
     run = Run.create(out, recipe, name)
     try:
         splits = load(recipe)
+        write_facts(run.path, splits)
         length_of(recipe, len(splits.train))
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)
@@ -110,6 +118,7 @@ def open_training(run: Run, splits: Splits, console: Console, *, resume: bool) -
     """
     state = new_state(run.recipe, num_classes=len(splits.train.class_names), channels=splits.train.image_shape[2])
     if resume:
+        check_facts(run.path, splits)
         checkpoint = run.checkpoints.latest(note=console.note)
         _refuse_changes(run, checkpoint.info.get("recipe", {}), run.recipe)
         state.restore(checkpoint, str(run.path))
