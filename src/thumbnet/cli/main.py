@@ -14,7 +14,7 @@ from thumbnet.errors import ThumbnetError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("train", "eval", "data", "info", "doctor", "bench")
+COMMANDS = ("train", "eval", "predict", "data", "info", "doctor", "bench")
 EXIT_INTERRUPTED = 130
 
 

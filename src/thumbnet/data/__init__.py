@@ -64,6 +64,16 @@ def load_splits(
     return _load_known(config, cache_dir(data_dir), offline=offline, note=note)
 
 
+def known_class_names(name: str) -> tuple[str, ...] | None:
+    """Return the classes of a data set known by name, in label order; None for any other."""
+    from thumbnet.data.shapes import CLASS_NAMES as SHAPES
+    from thumbnet.data.svhn import CLASS_NAMES as DIGITS
+    from thumbnet.data.svhn import TRAINING_FILES
+
+    fetched = {dataset.name: dataset.class_names for dataset in record_sets().values()}
+    return (fetched | dict.fromkeys(TRAINING_FILES, DIGITS) | {"shapes": SHAPES}).get(name)
+
+
 def lasting_name(name: str) -> str:
     """Return the name of a data set so that it means the same in any current folder: a path becomes absolute."""
     from thumbnet.data.listing import is_own_data

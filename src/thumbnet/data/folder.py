@@ -16,8 +16,8 @@ import numpy as np
 
 from thumbnet.config import DataConfig
 from thumbnet.data.dataset import ImageDataset, Splits
-from thumbnet.data.listing import SPLITS, Listing, list_pictures, named
-from thumbnet.data.picture_cache import DecodedPictures, decode_listing, printable
+from thumbnet.data.listing import SPLITS, Listing, list_pictures, named, printable
+from thumbnet.data.picture_cache import DecodedPictures, decode_listing
 from thumbnet.errors import DataError, UsageError
 
 TEST_SHARE = 0.1

@@ -139,7 +139,9 @@ def _split_folders(root: Path) -> dict[str, int]:
         return {}
     if len(set(splits.values())) < len(splits):
         raise DataError(f"{root}: {', '.join(splits)}: two of these folders are the same split\nmove one of them away")
-    strange = [name for name in names if name not in splits and next(_pictures(root / name, set(), Counter()), None)]
+    strange = [
+        name for name in names if name not in splits and next(walk_pictures(root / name, set(), Counter()), None)
+    ]
     if strange:
         raise DataError(
             f"{root}: {', '.join(splits)} look like splits of the data, {strange[0]} does not, and holds pictures too\n"
@@ -161,7 +163,7 @@ def _walk_classes(root: Path, split_folder: str, split: int, found: _Found) -> N
                 found.others[kind] += 1
             continue
         before = len(found.paths)
-        for path, stamp in _pictures(Path(entry.path), seen, found.others):
+        for path, stamp in walk_pictures(Path(entry.path), seen, found.others):
             found.paths.append(path.removeprefix(start))
             found.classes.append(entry.name)
             found.splits.append(split)
@@ -177,7 +179,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
-def _pictures(folder: Path, seen: set[tuple[int, int]], others: Counter[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+def walk_pictures(
+    folder: Path, seen: set[tuple[int, int]], others: Counter[str]
+) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield path and stamp of the pictures at any depth below a folder; `others` counts other files by their ending.
 
     Args:
@@ -191,7 +195,7 @@ def _pictures(folder: Path, seen: set[tuple[int, int]], others: Counter[str]) ->
     seen.add((status.st_dev, status.st_ino))
     for entry in _entries(folder):
         if entry.is_dir():
-            yield from _pictures(Path(entry.path), seen, others)
+            yield from walk_pictures(Path(entry.path), seen, others)
         elif (kind := Path(entry.name).suffix.lower()) in SUFFIXES:
             yield entry.path, stamp_of(entry)
         else:
@@ -283,6 +287,11 @@ def named(things: Sequence[str]) -> str:
     """Return the first few of some names, and how many more there are."""
     more = f" and {len(things) - _NAMED:,} more" if len(things) > _NAMED else ""
     return ", ".join(things[:_NAMED]) + more
+
+
+def printable(text: str) -> str:
+    """Return a file's name, or what came out of a file, without line breaks, control characters or broken letters."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _endings(others: Counter[str]) -> str:

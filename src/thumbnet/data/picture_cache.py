@@ -31,7 +31,7 @@ import numpy as np
 
 from thumbnet.data.decode_pool import decode_all
 from thumbnet.data.decode_worker import DIGEST_BYTES, Bad, Chunk, Job, record_layout
-from thumbnet.data.listing import Listing
+from thumbnet.data.listing import Listing, printable
 from thumbnet.data.lock import locked
 from thumbnet.data.progress import transfer
 from thumbnet.data.records import RecordFormat, RecordPart, map_records
@@ -202,8 +202,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def printable(text: str) -> str:
-    """Return a file's name, or what came out of a file, without line breaks, control characters or broken letters."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

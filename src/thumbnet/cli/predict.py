@@ -1,0 +1,123 @@
+"""`thumbnet predict`: what pictures show, as a run has learnt it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from thumbnet.cli.flags import add_engine_flags, add_out_flag, note, whole_number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from thumbnet.evaluation.predict import Prediction, Predictor
+
+_WIDEST_NAME = 60
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="say what pictures show",
+        description="Say what pictures show, by the newest checkpoint of a run: classes with their probabilities. "
+        "JPEG, PNG, WebP and BMP of any size and mode. Files that cannot be read are named and passed over, and the "
+        "exit code is then 3.",
+        epilog="A folder stands for all pictures below it, '-' for one on standard input.",
+    )
+    parser.set_defaults(parser=parser)
+    parser.add_argument("pictures", nargs="+", metavar="IMAGE|FOLDER|GLOB|-", help="what to look at")
+    parser.add_argument("--run", dest="run_name", metavar="RUN", help="name or folder of a run (the newest in --out)")
+    add_out_flag(parser)
+    parser.add_argument("--top", type=whole_number, default=3, metavar="N", help="likeliest classes to tell (3)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="arithmetic (that of the run)")
+    add_engine_flags(parser)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--csv", action="store_true", help="print a line of comma-separated values for each picture")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict and print; returns the exit code."""
+    from thumbnet import engine
+    from thumbnet.errors import DataError
+    from thumbnet.evaluation.predict import Predictor, find_pictures
+    from thumbnet.runs.run import find_checkpoint
+
+    engine.prepare(args.threads)
+    this_run, step = find_checkpoint(args.out, args.run_name)
+    predictor = Predictor(this_run, step=step, precision=args.precision, note=note)
+    weights = {"average": "averaged weights", "raw": "raw weights"}[predictor.weights]
+    note(f"run {this_run.path}, step {predictor.step}, {weights}, {len(predictor.class_names):,} classes")
+    files = find_pictures(args.pictures)
+    top = min(args.top, len(predictor.class_names))
+    bad: list[Prediction] = []
+    good = _good(predictor.predict(files, top=top, stdin=sys.stdin.buffer), bad)
+    if args.json:
+        print(json.dumps(_as_dict(predictor, list(good), bad)))
+    elif args.csv:
+        _print_csv(good, top)
+    else:
+        _print_lines(good, min(_WIDEST_NAME, max(len(_printable(file)) for file in files)))
+    if bad:
+        raise DataError(f"{len(bad):,} of {len(files):,} pictures could not be read; they are named above")
+    return 0
+
+
+def _good(predictions: Iterator[Prediction], bad: list[Prediction]) -> Iterator[Prediction]:
+    """Yield the predictions of pictures that could be read; name the others and add them to `bad`."""
+    for prediction in predictions:
+        if prediction.problem is None:
+            yield prediction
+        else:
+            note(f"{_printable(prediction.file)}: {_printable(prediction.problem)}")
+            bad.append(prediction)
+
+
+def _as_dict(predictor: Predictor, good: list[Prediction], bad: list[Prediction]) -> dict[str, Any]:
+    return {
+        "run": str(predictor.run.path),
+        "step": predictor.step,
+        "weights": predictor.weights,
+        "predictions": [
+            {
+                "file": prediction.file,
+                "class": prediction.top[0][0],
+                "probability": prediction.top[0][1],
+                "top": [{"class": name, "probability": probability} for name, probability in prediction.top],
+            }
+            for prediction in good
+        ],
+        "unreadable": [{"file": prediction.file, "reason": prediction.problem} for prediction in bad],
+    }
+
+
+def _print_csv(good: Iterator[Prediction], top: int) -> None:
+    """Print a table for other programs: the first class's columns have no number."""
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    numbers = ["", *(f"_{place}" for place in range(2, top + 1))]
+    table.writerow(["file", *(f"{name}{number}" for number in numbers for name in ("class", "probability"))])
+    for prediction in good:
+        answers = [value for name, probability in prediction.top for value in (_encodable(name), f"{probability:.6f}")]
+        table.writerow([_encodable(prediction.file), *answers])
+
+
+def _print_lines(good: Iterator[Prediction], width: int) -> None:
+    """Print a line for each picture, for a person."""
+    for prediction in good:
+        answers = "   ".join(f"{_printable(name)} {probability:.1%}" for name, probability in prediction.top)
+        print(f"{_printable(prediction.file):<{width}}  {answers}", flush=True)
+
+
+def _printable(text: str) -> str:
+    from thumbnet.data.listing import printable
+
+    return printable(text)
+
+
+def _encodable(text: str) -> str:
+    """Return a name that can be printed: file names may hold bytes that are no text."""
+    return text.encode(errors="backslashreplace").decode()
