@@ -1,0 +1,111 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from thumbnet import __version__
+from thumbnet.cli.main import COMMANDS, build_parser, main
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help_needs_nothing_heavy(arguments: list[str]) -> None:
+    """Help answers at once because torch, numpy and matplotlib are not imported for it."""
+    program = (
+        "import sys\nfrom thumbnet.cli.main import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'PIL', 'tensorboard', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: thumbnet" in done.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "trian"),
+        (["train", "--stpes", "3"], "did you mean '--steps'"),
+        (["train", "--steps", "0"], "not a whole number of 1 or more"),
+        (["train", "--steps", "many"], "not a whole number of 1 or more"),
+        (["train", "--time", "soon"], "not a duration"),
+        (["train", "--set", "seed"], "not KEY=VALUE"),
+        (["train", "--set", "sede=3"], "did you mean 'seed'"),
+        (["train", "--preset", "quikc"], "did you mean 'quick'"),
+        (["train", "--preset", "quick", "--recipe", "x.toml"], "give one of the two"),
+        (["train", "--recipe", "missing.toml"], "missing.toml"),
+        (["train", "--data", "cifar"], "cifar10"),
+        (["train", "--lr", "nan"], "optimizer.learning_rate is nan"),
+        (["train", "--batch-size", "-5"], "not a whole number of 1 or more"),
+        (["train", "--checkpoint-every", "often"], "neither steps such as 500"),
+        (["train", "--precision", "fp61"], "did you mean"),
+        (["train", "--precision", "fp16"], "needs a GPU"),
+        (["train", "--resume", "--preset", "quick"], "keeps its own"),
+        (["train", "--resume", "nothing"], "no run 'nothing'"),
+        (["train", "--resume"], "there is no run here"),
+        (["info", "--model", "clasic"], "did you mean 'classic'"),
+        (["info", "--model", "classic", "--preset", "quick"], "give one of"),
+        (["info", "nothing"], "no run 'nothing'"),
+        (["train", "--use_fp16", "maybe"], "neither true nor false"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_a_few_lines(
+    arguments: list[str],
+    expected: str,
+    tmp_path: os.PathLike[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert expected in output.err
+    assert output.err.startswith("thumbnet: error: ")
+    assert len(output.err.splitlines()) <= 3
+    assert not os.listdir(tmp_path), "nothing was made"  # noqa: PTH208
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--preset", "none", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+TUTORIAL_TRAIN = (
+    "train --data_dir /d --train_dir /t --max_steps 5 --batch_size 64 --num_gpus 2 --log_frequency 10 "
+    "--use_fp16 --log_device_placement=False"
+)
+TUTORIAL_EVAL = (
+    "eval --eval_dir /e --eval_data train_eval --checkpoint_dir /c --eval_interval_secs 60 --num_examples 100 "
+    "--run_once False"
+)
+
+
+def test_the_tutorials_commands_still_parse() -> None:
+    parsed = build_parser().parse_args(TUTORIAL_TRAIN.split())
+    assert (str(parsed.data_dir), str(parsed.out)) == ("/d", "/t")
+    assert (getattr(parsed, "train.steps"), getattr(parsed, "input.batch_size"), parsed.devices) == (5, 64, 2)
+    assert (parsed.use_fp16, parsed.log_device_placement) == (True, False)
+    parsed = build_parser().parse_args(TUTORIAL_EVAL.split())
+    assert parsed.run_once is False
+    assert (parsed.every, parsed.limit) == (60, 100)
+
+
+def test_a_reader_that_goes_away_is_no_crash() -> None:
+    program = "import sys\nfrom thumbnet.cli.main import main\nsys.exit(main(['info', '--model', 'classic']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()

@@ -1,0 +1,202 @@
+"""The training command as a user runs it, on the built-in shapes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from thumbnet.cli.main import main
+
+SMALL = ["--data", "shapes", "--preset", "classic", "--batch-size", "50", "--precision", "fp32", "--threads", "1"]
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def weights_of(run: Path) -> bytes:
+    return (max((run / "checkpoints").glob("step-*")) / "model.safetensors").read_bytes()
+
+
+def test_a_whole_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", *SMALL, "--steps", "12", "--validation", "500", "--out", str(tmp_path), "--name", "one"]
+    assert main([*arguments, "--json", "--summary-every", "5", "--checkpoint-every", "5"]) == 0
+    output = capsys.readouterr()
+    result = json.loads(output.out)
+    assert {"run", "preset", "steps", "epochs", "start_seconds", "train_seconds", "images_per_second"} <= set(result)
+    assert set(result["test"]) == {"average", "raw"}
+    assert 0 <= result["test"]["average"]["accuracy"] <= 1
+    assert (result["steps"], result["preset"], result["precision"]) == (12, "classic", "fp32")
+    assert result["epochs"] == pytest.approx(12 * 50 / 4500)
+    run = Path(result["run"])
+    assert files_of(run) >= {
+        "recipe.toml",
+        "run.json",
+        "metrics.jsonl",
+        "log.txt",
+        "result.json",
+        "evaluation/training.png",
+        "evaluation/step-00000012-test.json",
+        "evaluation/step-00000012-test-confusion.png",
+        "checkpoints/step-00000012/model.safetensors",
+        "checkpoints/step-00000012/average.safetensors",
+        "checkpoints/step-00000012/state.safetensors",
+        "checkpoints/step-00000012/manifest.json",
+    }
+    assert list((run / "tensorboard").glob("events*"))
+    assert json.loads((run / "result.json").read_text()) == result
+    assert "img/s" in output.err
+    assert "\r" not in output.err
+    assert output.err.count("validation accuracy") == 3
+    assert main(["eval", str(run), "--json", "--no-plots"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    for weights in ("average", "raw"):
+        assert evaluated[weights]["accuracy"] == result["test"][weights]["accuracy"]
+
+
+def test_a_run_repeats_from_its_own_recipe(tmp_path: Path) -> None:
+    assert main(["train", *SMALL, "--steps", "4", "--out", str(tmp_path), "--name", "first", "--seed", "3"]) == 0
+    recipe = str(tmp_path / "first" / "recipe.toml")
+    assert main(["train", "--recipe", recipe, "--out", str(tmp_path), "--name", "again", "--threads", "1"]) == 0
+    assert weights_of(tmp_path / "again") == weights_of(tmp_path / "first")
+    assert main(["train", "--recipe", recipe, "--out", str(tmp_path), "--name", "other", "--seed", "4"]) == 0
+    assert weights_of(tmp_path / "other") != weights_of(tmp_path / "first")
+
+
+def test_runs_are_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", *SMALL, "--steps", "2", "--out", str(tmp_path)]
+    assert main([*arguments, "--name", "one"]) == 0
+    before = weights_of(tmp_path / "one")
+    assert main([*arguments, "--name", "one"]) == 2
+    assert "never overwritten" in capsys.readouterr().err
+    assert weights_of(tmp_path / "one") == before
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_tutorials_step_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--steps", "3", "--out", str(tmp_path), "--log-format", "tutorial", "--log_frequency", "1"]
+    assert main(["train", *SMALL, *arguments]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "examples/sec" in line]
+    clock = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}"
+    pattern = clock + r": step \d+, loss = \d+\.\d\d \(\d+\.\d examples/sec; \d+\.\d{3} sec/batch\)"
+
+    assert len(lines) == 3
+    assert all(re.fullmatch(pattern, line) for line in lines), lines
+    assert "loss = 4.6" in lines[0]
+
+
+def test_names_of_2015(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--data", "shapes", "--preset", "classic", "--train_dir", str(tmp_path), "--max_steps", "2"]
+    assert main([*arguments, "--batch_size", "32", "--num_gpus", "4", "--use_fp16", "--log_device_placement"]) == 0
+    output = capsys.readouterr().err
+    assert "--devices 4: training uses one device" in output
+    assert "processor" in output
+    assert "bf16" in output
+
+
+def test_more_images_in_a_batch_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--data", "shapes", "--steps", "2", "--batch-size", "5001", "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    assert "larger than the training set (5000 images)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_out_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert main(["train", *SMALL, "--steps", "2", "--out", str(blocked)]) == 2
+    assert str(blocked) in capsys.readouterr().err
+
+
+def test_divergence_is_exit_1_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--steps", "9", "--lr", "1e20", "--out", str(tmp_path), "--name", "one"]
+    assert main(["train", *SMALL, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert "Model diverged" in error
+    assert "Traceback" not in error
+
+
+class Training:
+    """A training in another process, on one thread, that can be signalled once it is past a step."""
+
+    def __init__(self, out: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "thumbnet.cli.main", "train", *arguments, "--out", str(out)]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def wait_for_step(self, run: Path, step: int) -> None:
+        """Wait until the metrics tell of a step; fail when the process ends before."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            metrics = run / "metrics.jsonl"
+            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            if lines and lines[-1].endswith("}") and json.loads(lines[-1])["step"] >= step:
+                return
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.02)
+        raise AssertionError("the training did not get that far in two minutes")
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end; give exit code and standard error."""
+        _, error = self.process.communicate(timeout=120)
+        return self.process.returncode, error
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The final weights of 120 steps without an interruption; 100 steps are an epoch."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    assert main(["train", *SMALL, "--steps", "120", "--out", str(out), "--name", "run"]) == 0
+    return weights_of(out / "run")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["kill", "term", "int"]
+)
+def test_interrupted_in_mid_epoch_and_resumed_the_weights_are_the_same_to_the_byte(
+    number: signal.Signals, code: int, uninterrupted: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = [*SMALL, "--steps", "120", "--name", "run", "--log-every", "1", "--checkpoint-every", "10"]
+    training = Training(tmp_path, *arguments)
+    training.wait_for_step(run, 33)
+    training.process.send_signal(number)
+    returned, error = training.end()
+    assert returned == code, error
+    if number is not signal.SIGKILL:
+        assert f"thumbnet train --resume {run}" in error
+        assert "Traceback" not in error
+    assert not (run / "result.json").exists()
+    # Without any other flag, as promised; and the newest run is found by itself.
+    assert main(["train", "--resume", "--out", str(tmp_path), "--threads", "1"]) == 0
+    assert "resumed after step" in capsys.readouterr().err
+    assert weights_of(run) == uninterrupted
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 121))
+
+
+def test_a_running_training_cannot_be_resumed_by_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    training = Training(tmp_path, *SMALL, "--steps", "100000", "--name", "run", "--log-every", "1")
+    try:
+        training.wait_for_step(run, 2)
+        recipe = (run / "recipe.toml").read_bytes()
+        assert main(["train", "--resume", str(run), "--steps", "7"]) == 1
+        assert "is training this run" in capsys.readouterr().err
+        assert (run / "recipe.toml").read_bytes() == recipe
+    finally:
+        training.process.kill()
+        training.end()
