@@ -134,7 +134,7 @@ class EvaluationConfig:
 
     views: Literal["one", "mirror", "shifts"] = "one"
     """What the multi-view figure averages over, reported beside the single-view one: `one` reports none, `mirror` takes
-    the picture and its mirror image, `shifts` also both of them moved by one pixel up left and down right (airbench)."""
+    the picture and its mirror image, `shifts` also both moved by one pixel, up left and down right (airbench)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ import torch
 
 from thumbnet.engine import cpu_features, cpu_name
 
-SOURCES = ("pool_norm.c", "pool_norm.h")
+SOURCES = ("pool_norm.c", "speed_net.c")
+HEADERS = ("pool_norm.h",)
 FLAGS = (
     "-std=c11",
     "-O3",
@@ -68,13 +69,13 @@ def load_library() -> Library:
     folder = Path(str(resources.files("thumbnet.kernels")))
     # -march=native makes the result fit this processor alone, so the processor is part of the name.
     key = hashlib.sha256("\n".join([cpu_name(), *sorted(cpu_features()), *FLAGS, openmp]).encode())
-    for source in SOURCES:
+    for source in (*SOURCES, *HEADERS):
         key.update((folder / source).read_bytes())
     path = platformdirs.user_cache_path("thumbnet") / f"kernels-{key.hexdigest()[:16]}.so"
     if not path.exists():
         if compiler is None:
             return Library(handle=None, why="no C compiler (cc, gcc or clang) was found")
-        reason = _compile(compiler, folder / SOURCES[0], path, openmp)
+        reason = _compile(compiler, [folder / source for source in SOURCES], path, openmp)
         if reason:
             return Library(handle=None, why=reason)
     try:
@@ -83,16 +84,17 @@ def load_library() -> Library:
         return Library(handle=None, why=f"the compiled kernels do not load: {error}")
 
 
-def _compile(compiler: str, source: Path, path: Path, openmp: str) -> str:
+def _compile(compiler: str, sources: list[Path], path: Path, openmp: str) -> str:
     """Compile to `path`, atomically; return why not, or nothing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            built, compiled = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
+            compiled = Path(folder) / "kernels.so"
+            built = {source: str(Path(folder) / f"{source.stem}.o") for source in sources}
             for command in (
-                [compiler, *FLAGS, "-c", str(source), "-o", str(built)],
+                *([compiler, *FLAGS, "-c", str(source), "-o", built[source]] for source in sources),
                 # Linking PyTorch's own OpenMP keeps one pool of threads: two would spin against each other.
-                [compiler, "-shared", str(built), openmp, "-lm", "-o", str(compiled)],
+                [compiler, "-shared", *built.values(), openmp, "-lm", "-o", str(compiled)],
             ):
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
             compiled.rename(path)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from thumbnet.config import ModelConfig
 from thumbnet.errors import UsageError, did_you_mean
 from thumbnet.models.classic import build_classic
+from thumbnet.models.speed import build_speed
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"classic": build_classic}
+MODELS: dict[str, Callable[..., nn.Module]] = {"classic": build_classic, "speed": build_speed}
+
+
+@runtime_checkable
+class InitializedFromData(Protocol):
+    """A network that sets some of its weights from training images before the training begins."""
+
+    examples_wanted: int
+    """Images that it asks for; it takes fewer where there are not as many."""
+
+    def initialize_from(self, images_NCHW: Tensor) -> None:
+        """Set these weights from prepared images [n, channels, crop, crop]."""
 
 
 def build_model(config: ModelConfig, *, num_classes: int, crop: int, channels: int = 3) -> nn.Module:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from thumbnet.models.speed import Conv3x3, WhiteningConv
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInfo:
@@ -30,7 +32,7 @@ def describe_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list
     names = {module: name for name, module in model.named_modules()}
     layers: list[LayerInfo] = []
 
-    def record(module: nn.Module, _inputs: object, output: object) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
         if isinstance(output, Tensor):
             layers.append(
                 LayerInfo(
@@ -38,7 +40,7 @@ def describe_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list
                     kind=type(module).__name__,
                     output_shape=tuple(output.shape[1:]),
                     parameters=sum(parameter.numel() for parameter in module.parameters()),
-                    multiply_adds=_multiply_adds(module, output),
+                    multiply_adds=_multiply_adds(module, inputs[0], output),
                 )
             )
 
@@ -55,8 +57,12 @@ def describe_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list
     return layers
 
 
-def _multiply_adds(module: nn.Module, output: Tensor) -> int:
+def _multiply_adds(module: nn.Module, images: Tensor, output: Tensor) -> int:
     """Return the multiply-adds of a layer for one picture: each output value sums over its inputs; biases are free."""
+    if isinstance(module, Conv3x3):  # its output is pooled
+        return images[0, 0].numel() * module.weight.numel()
+    if isinstance(module, WhiteningConv):
+        return output[0, 0].numel() * module.weight.numel()
     if isinstance(module, nn.Conv2d | nn.Linear):
         per_value = module.weight[0].numel()
         return output[0].numel() * per_value

@@ -22,7 +22,7 @@ from thumbnet.monitor.health import GradientCheck, SpikeDetector
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.monitor.tensorboard import Summaries
 from thumbnet.runs.run import Run
-from thumbnet.training.optimizers import decay_terms
+from thumbnet.training.optimizers import decay_terms, set_rates
 from thumbnet.training.progress import Length, TrainClock, Window, smooth
 from thumbnet.training.schedules import rate_factor
 from thumbnet.training.state import TrainingState
@@ -109,7 +109,12 @@ class Training:
                     rate = self._set_rate()
                     with self._watched(batch) as before_update:
                         result = train_step(
-                            state, batch, check=self._check, precision=self.precision, before_update=before_update
+                            state,
+                            batch,
+                            check=self._check,
+                            precision=self.precision,
+                            label_smoothing=recipe.train.label_smoothing,
+                            before_update=before_update,
                         )
                     self._after_step(result, rate, batches.wait_s)
                 self._save_unless_saved()
@@ -168,10 +173,8 @@ class Training:
         """Set and return the learning rate of the next step."""
         epoch = self.state.step / self.length.steps_per_epoch
         factor = rate_factor(self.recipe.schedule, progress=self._done(), epoch=epoch)
-        rate = self.recipe.optimizer.learning_rate * factor
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+        set_rates(self.state.optimizer, factor=factor, progress=self._done())
+        return self.recipe.optimizer.learning_rate * factor
 
     def _losses(self, cross_entropy: float) -> dict[str, float]:
         """Return each term of the loss by name, and the total."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +12,132 @@ from thumbnet.config import OptimizerConfig
 from thumbnet.errors import UsageError, did_you_mean
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
-    """Build gradient descent over all weights, one parameter group for each coefficient of weight decay.
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build the optimizer over all weights, one parameter group for each way of moving.
 
-    The gradient of c/2 * ||w||^2 is c * w, which is what SGD's `weight_decay` adds: the loss term itself is only
-    computed for display (`decay_terms`).
+    The gradient of c/2 * ||w||^2 is c * w, which is what the optimizers' `weight_decay` adds: the loss term itself is
+    only computed for display (`decay_terms`).
+
+    Raises:
+        UsageError: the recipe names a layer that the network does not have.
     """
-    groups: dict[float, list[Tensor]] = {}
+    for key, names in (
+        ("weight_decay", config.weight_decay.keys() - {"default"}),
+        ("rates", config.rates.keys() - {"biases"}),
+        ("freeze_after", config.freeze_after.keys()),
+    ):
+        check_layers(model, names, key)
+    groups: dict[tuple[float, float, float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault(decay_of(name, parameter, config.weight_decay), []).append(parameter)
-    check_layers(model, config.weight_decay)
+        decay = decay_of(name, parameter, config.weight_decay)
+        until = config.freeze_after.get(name.rpartition(".")[0], 1.0)
+        muon = config.name == "muon" and parameter.ndim == 4
+        groups.setdefault((decay, _rate_of(name, parameter, config), until, muon), []).append(parameter)
+    described = [
+        {"params": parameters, "weight_decay": decay, "lr": rate, "peak_lr": rate, "until": until, "muon": muon}
+        for (decay, rate, until, muon), parameters in groups.items()
+    ]
+    if config.name == "muon":
+        return Muon(described, momentum=config.momentum, muon_momentum=config.muon_momentum)
     return torch.optim.SGD(
-        [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()],
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        foreach=True,
+        described, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, foreach=True
     )
 
 
-def check_layers(model: nn.Module, weight_decay: Mapping[str, float]) -> None:
-    """Raise `UsageError` when weight decay names a layer that the network does not have."""
+def set_rates(optimizer: torch.optim.Optimizer, *, factor: float, progress: float) -> None:
+    """Set every group's learning rate for the next step, and stop the gradients of layers that no longer learn.
+
+    Args:
+        optimizer: from `build_optimizer`.
+        factor: that of the schedule.
+        progress: share of the training that is done, 0 to 1.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+        learns = progress < group["until"] or group["until"] == 1
+        for parameter in group["params"]:
+            parameter.requires_grad_(learns)
+
+
+def _rate_of(name: str, parameter: Tensor, config: OptimizerConfig) -> float:
+    """Return a parameter's peak learning rate."""
+    layer = name.rpartition(".")[0]
+    if layer in config.rates:
+        return config.rates[layer]
+    return config.rates.get("biases", config.learning_rate) if parameter.ndim == 1 else config.learning_rate
+
+
+class Muon(torch.optim.SGD):
+    """Orthogonalized gradients with Nesterov momentum for groups marked `muon`, Nesterov's gradient descent for others.
+
+    A convolution's weight is a matrix of C_out rows. Before each step it is scaled to the norm sqrt(C_out), so that the
+    learning rate means the same for all of them. Source: KellerJordan/cifar10-airbench, airbench94_muon.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, muon_momentum: float) -> None:
+        super().__init__(groups, momentum=momentum, nesterov=momentum > 0, foreach=True)
+        for group in self.param_groups:
+            if group["muon"]:
+                group["momentum"] = muon_momentum
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step; `closure` is not supported."""
+        assert closure is None
+        every = self.param_groups
+        for group in every:
+            if group["muon"]:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._turn(parameter, group)
+        # The other groups move as SGD moves them.
+        self.param_groups = [group for group in every if not group["muon"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = every
+
+    def _turn(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Move one convolution's weight."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"]
+        assert parameter.grad is not None
+        buffer.mul_(group["momentum"]).add_(parameter.grad)
+        gradient = parameter.grad.add(buffer, alpha=group["momentum"])
+        parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+        update = orthogonalize(gradient.permute(0, 2, 3, 1).flatten(1))
+        C, I, height, width = parameter.shape  # noqa: E741
+        update = update.reshape(C, height, width, I).permute(0, 3, 1, 2)
+        parameter.add_(update, alpha=-group["lr"])
+
+
+def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
+    """Return roughly the orthogonal matrix nearest to a matrix: its singular values come near 1.
+
+    Newton-Schulz iterations X <- a X + (b A + c A^2) X with A = X X^T, in bf16, which their fixed point forgives. The
+    coefficients give the largest slope at 0 rather than convergence. Source: Jordan's Muon.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.bfloat16()
+    tall = len(matrix) > matrix.shape[1]
+    x = x / (x.norm() + 1e-7)
+    if tall:
+        x = x.T
+    for _ in range(steps):
+        product = x @ x.T
+        x = a * x + (b * product + c * product @ product) @ x
+    result: Tensor = (x.T if tall else x).to(matrix.dtype)
+    return result
+
+
+def check_layers(model: nn.Module, names: Iterable[str], key: str) -> None:
+    """Raise `UsageError` when `optimizer.<key>` names a layer that the network does not have."""
     layers = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
-    for name in weight_decay:
-        if name != "default" and name not in layers:
-            raise UsageError(f"optimizer.weight_decay.{name}: no such layer{did_you_mean(name, layers)}")
+    for name in names:
+        if name not in layers:
+            raise UsageError(f"optimizer.{key}.{name}: no such layer{did_you_mean(name, layers)}")
 
 
 def decay_of(name: str, parameter: Tensor, weight_decay: Mapping[str, float]) -> float:

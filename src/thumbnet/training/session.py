@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from thumbnet import engine
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
@@ -23,6 +24,7 @@ from thumbnet.evaluation.evaluate import evaluate_weights
 from thumbnet.evaluation.evaluator import Evaluation
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
+from thumbnet.input.distort import prepare
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.event_file import EventFile
 from thumbnet.runs.facts import check_facts, write_facts
@@ -116,7 +118,17 @@ def open_training(run: Run, splits: Splits, console: Console, *, resume: bool) -
         UsageError: the recipe does not fit the data.
         CheckpointError: no checkpoint is usable.
     """
-    state = new_state(run.recipe, num_classes=len(splits.train.class_names), channels=splits.train.image_shape[2])
+
+    def examples(count: int) -> Tensor:
+        images_NHWC, _ = splits.train.gather(np.arange(min(count, len(splits.train))))
+        return prepare(images_NHWC, run.recipe.distort)
+
+    state = new_state(
+        run.recipe,
+        num_classes=len(splits.train.class_names),
+        channels=splits.train.image_shape[2],
+        examples=None if resume else examples,
+    )
     if resume:
         check_facts(run.path, splits)
         checkpoint = run.checkpoints.latest(note=console.note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from thumbnet.config import Recipe, recipe_to_dict
 from thumbnet.engine import device
 from thumbnet.errors import CheckpointError
-from thumbnet.models import build_model
+from thumbnet.models import InitializedFromData, build_model
 from thumbnet.runs.checkpoint import Checkpoint, fit_state
 from thumbnet.training.averages import WeightAverage
 from thumbnet.training.optimizers import build_optimizer
@@ -93,14 +93,25 @@ class TrainingState:
             self.optimizer.state[parameters[name]][key] = restored
 
 
-def new_state(recipe: Recipe, *, num_classes: int, channels: int) -> TrainingState:
+def new_state(
+    recipe: Recipe, *, num_classes: int, channels: int, examples: Callable[[int], Tensor] | None = None
+) -> TrainingState:
     """Build network, optimizer and average with fresh weights drawn from the recipe's seed.
+
+    Args:
+        recipe: what to build.
+        num_classes: classes of the data set.
+        channels: channels of its pictures.
+        examples: returns that many prepared training images, for networks that set some of their weights from the data
+            (`initialize_from`); None where all weights are going to be loaded.
 
     Raises:
         UsageError: the recipe names an unknown network or layer.
     """
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, num_classes=num_classes, crop=recipe.distort.crop, channels=channels)
+    if examples is not None and isinstance(model, InitializedFromData):
+        model.initialize_from(examples(model.examples_wanted))
     model = model.to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TrainingState(
         model=model,

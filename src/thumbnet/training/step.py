@@ -20,7 +20,7 @@ class StepResult:
     """What a step leaves behind for the record."""
 
     loss: float
-    """Mean cross-entropy of the batch, without weight decay."""
+    """Mean cross-entropy of the batch, with label smoothing if any, without weight decay."""
     accuracy: float
     """Share of the batch that the network had right before the update, 0 to 1."""
     gradient_norm: float
@@ -33,6 +33,7 @@ def train_step(
     *,
     check: GradientCheck,
     precision: Precision,
+    label_smoothing: float = 0.0,
     before_update: Callable[[], None] | None = None,
 ) -> StepResult:
     """Train on one batch and count the step.
@@ -42,6 +43,7 @@ def train_step(
         batch: images float32 [B, C, h, w], labels int64 [B].
         check: refuses losses and gradients that are not finite.
         precision: arithmetic of forward and backward.
+        label_smoothing: share of each target spread evenly over all classes.
         before_update: called when the gradients are there and the weights have not moved yet.
 
     Raises:
@@ -50,7 +52,7 @@ def train_step(
     with precision.autocast():
         logits_BK: Tensor = state.model(batch.images)
     logits_BK = logits_BK.float()
-    loss = F.cross_entropy(logits_BK, batch.labels)
+    loss = F.cross_entropy(logits_BK, batch.labels, label_smoothing=label_smoothing)
     state.optimizer.zero_grad(set_to_none=True)
     (loss * precision.loss_scale).backward()
     if precision.loss_scale != 1:

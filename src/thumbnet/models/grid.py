@@ -1,0 +1,203 @@
+"""The speed network on AMX matrix units: grid tensors, and the C kernels of speed_net.c as torch functions.
+
+A grid tensor is an ordinary bfloat16 tensor [N, C, H, W] whose memory is [N, H + 1, W + 1, channels] with zeros in the
+last row and column of each image and before the first (speed_net.c says why), channels being C rounded up to 32. Any
+torch operation may read it; the functions here recognize it, and make a copy of any other tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thumbnet.kernels import load_library
+
+# Positions after the last image that kernels may read (speed_net.c), beside a row and a position.
+TAIL = 32
+
+
+@functools.cache
+def amx_ready() -> bool:
+    """Tell whether the kernels are compiled for AMX, and the system lets this process use it."""
+    handle = load_library().handle
+    return handle is not None and bool(handle.speed_net_ready())
+
+
+def kernels_take(images_NCHW: Tensor) -> bool:
+    """Tell whether the kernels can have the work on this tensor: bf16 arithmetic on a processor with AMX."""
+    return (
+        images_NCHW.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and amx_ready()
+    )
+
+
+def stored_channels(channels: int) -> int:
+    """Return the channels of a grid in memory: rounded up to 32."""
+    return -(-channels // 32) * 32
+
+
+def empty_grid(images: int, channels: int, height: int, width: int) -> Tensor:
+    """Return a grid tensor [images, channels, height, width] whose values, pads included, are not set."""
+    stored, row = stored_channels(channels), width + 1
+    positions = (row + 1) + images * (height + 1) * row + (row + 1) + TAIL
+    memory = torch.empty(positions * stored, dtype=torch.bfloat16)
+    strides = ((height + 1) * row * stored, 1, row * stored, stored)
+    return memory.as_strided((images, channels, height, width), strides, (row + 1) * stored)
+
+
+def to_grid(images_NCHW: Tensor) -> Tensor:
+    """Return the tensor as a grid tensor: itself if it is one, else a copy."""
+    images, channels, height, width = images_NCHW.shape
+    stored, row = stored_channels(channels), width + 1
+    strides = ((height + 1) * row * stored, 1, row * stored, stored)
+    offset = (row + 1) * stored
+    # No dense tensor has these strides and a margin before its first value.
+    if (
+        images_NCHW.dtype == torch.bfloat16
+        and images_NCHW.stride() == strides
+        and images_NCHW.storage_offset() == offset
+    ):
+        return images_NCHW
+    grid = empty_grid(images, channels, height, width)
+    grid.as_strided((offset + images * strides[0],), (1,), 0).zero_()
+    return grid.copy_(images_NCHW)
+
+
+class _Convolution(torch.autograd.Function):
+    """`conv3x3_forward` and `conv3x3_backward`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, pool: bool) -> Tensor:
+        x = to_grid(x)
+        N, C, H, W = x.shape
+        outputs = weight.shape[0]
+        ctx.sizes = (N, H, W, stored_channels(C), outputs)
+        packed = _pack(weight, transposed=False)
+        out = empty_grid(N, outputs, H // 2 if pool else H, W // 2 if pool else W)
+        winner = torch.empty(N * out.stride(0), dtype=torch.uint8) if pool else None
+        load_library().call("conv3x3_forward", x, packed, out, 0 if winner is None else winner, *ctx.sizes)
+        ctx.save_for_backward(x, weight, winner)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, winner = ctx.saved_tensors
+        N, H, W, inputs, outputs = ctx.sizes
+        wants_input = ctx.needs_input_grad[0]
+        input_gradient = empty_grid(N, x.shape[1], H, W) if wants_input else None
+        packed = _pack(weight, transposed=True) if wants_input else 0
+        weight_gradient = torch.empty(outputs, 3, 3, inputs)
+        load_library().call(
+            "conv3x3_backward",
+            to_grid(gradients[0]),
+            x,
+            0 if winner is None else winner,
+            packed,
+            0 if input_gradient is None else input_gradient,
+            weight_gradient,
+            *ctx.sizes,
+        )
+        return input_gradient, weight_gradient[..., : x.shape[1]].permute(0, 3, 1, 2), None
+
+
+def _pack(weight: Tensor, *, transposed: bool) -> Tensor:
+    """Return the weights [C_out, C_in, 3, 3] as the tiles that the kernels read."""
+    outputs, inputs = weight.shape[:2]
+    packed = torch.empty(9 * outputs * stored_channels(inputs), dtype=torch.bfloat16)
+    source = weight.detach().float().contiguous(memory_format=torch.channels_last)
+    load_library().call("conv3x3_pack", source, packed, stored_channels(inputs), inputs, outputs, int(transposed))
+    return packed
+
+
+class _NormGelu(torch.autograd.Function):
+    """Batch normalization and GELU, with the statistics of the batch (`norm_*` of speed_net.c)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        z = to_grid(z)
+        N, C, H, W = z.shape
+        sums = torch.empty(2, C, dtype=torch.float64)
+        load_library().call("norm_sums", z, sums, N, H, W, C)
+        mean, square = sums / (N * H * W)
+        variance = (square - mean * mean).clamp_min(0)
+        scale = (variance + eps).rsqrt()
+        ctx.save_for_backward(z, mean, scale, bias)
+        ctx.mark_non_differentiable(mean, variance)
+        return _apply_norm_gelu(z, scale, bias - mean * scale), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        z, mean, scale, bias = ctx.saved_tensors
+        N, C, H, W = sizes = z.shape
+        inner = empty_grid(*sizes)
+        sums = torch.empty(2, C, dtype=torch.float64)
+        scale32, shift32 = scale.float(), (bias - mean * scale).float()
+        load_library().call("norm_gelu_backward", to_grid(gradients[0]), z, inner, scale32, shift32, sums, N, H, W, C)
+        # dz = scale * (inner - mean(inner) - normalized * mean(inner * normalized)), normalized = scale * (z - mean)
+        inner_mean, product_mean = sums / (N * H * W)
+        slope = -(scale**3) * (product_mean - mean * inner_mean)
+        factors = torch.stack([scale, slope, -scale * inner_mean - slope * mean]).float()
+        load_library().call("norm_backward", inner, z, factors, N, H, W, C)
+        return inner, sums[0].to(bias.dtype), None
+
+
+def _apply_norm_gelu(z: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    out = empty_grid(*z.shape)
+    N, C, H, W = z.shape
+    load_library().call("norm_gelu_forward", z, out, scale.float(), shift.float(), N, H, W, C)
+    return out
+
+
+class _Whitening(torch.autograd.Function):
+    """`whiten_forward` and `whiten_backward`: fixed weights, a bias that may learn."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        images_NHWC = images.detach().float().contiguous(memory_format=torch.channels_last)
+        tiles, padded_bias = _whitening_tiles(weight), torch.zeros(32)
+        padded_bias[: len(bias)] = bias.detach()
+        N, _, H, W = images.shape
+        out = empty_grid(N, len(bias), H - 1, W - 1)
+        load_library().call("whiten_forward", images_NHWC, tiles, padded_bias, out, N, H - 1, W - 1)
+        ctx.save_for_backward(images_NHWC, tiles, padded_bias)
+        ctx.filters = len(bias)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        images_NHWC, tiles, padded_bias = ctx.saved_tensors
+        N, _, H, W = images_NHWC.shape
+        sums = torch.empty(32, dtype=torch.float64)
+        load_library().call(
+            "whiten_backward", images_NHWC, tiles, padded_bias, to_grid(gradients[0]), sums, N, H - 1, W - 1
+        )
+        return None, None, sums[: ctx.filters].float()
+
+
+def _whitening_tiles(weight: Tensor) -> Tensor:
+    """Return at most 32 filters [F, 3, 2, 2] as tiles: upper bfloat16 parts of filters 0-15, of 16-31, then lower.
+
+    The kernel's 32 inputs are the 12 values of a patch in the order row, column, channel, their remainders after
+    rounding to bfloat16, and zeros. Values times upper weights, remainders times upper weights and values times lower
+    weights leave out only the product of the two remainders.
+    """
+    filters = torch.zeros(32, 12)
+    filters[: len(weight)] = weight.detach().permute(0, 2, 3, 1).flatten(1)
+    upper = filters.bfloat16()
+    lower = (filters - upper.float()).bfloat16()
+    nothing = torch.zeros(32, 8, dtype=torch.bfloat16)
+    parts = torch.stack([torch.cat([upper, upper, nothing], 1), torch.cat([lower, 0 * lower, nothing], 1)])
+    # [part, half, 16 outputs, 16 pairs, 2] -> [part, half, 16 pairs, 16 outputs, 2]
+    return parts.reshape(2, 2, 16, 16, 2).transpose(2, 3).contiguous()
+
+
+convolve: Callable[..., Tensor] = _Convolution.apply
+norm_gelu: Callable[..., tuple[Tensor, Tensor, Tensor]] = _NormGelu.apply
+whiten: Callable[..., Tensor] = _Whitening.apply
+apply_norm_gelu = _apply_norm_gelu

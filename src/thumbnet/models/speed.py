@@ -1,0 +1,206 @@
+"""The speed network of the airbench family: whitening, three blocks of two 3x3 convolutions, a linear head.
+
+Source of layers, initial values and constants: KellerJordan/cifar10-airbench (arXiv:2404.00498). With bf16 arithmetic
+on a processor with AMX it runs on the kernels of `thumbnet.models.grid`, else in plain torch; the two agree to
+rounding.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thumbnet.errors import UsageError
+from thumbnet.models import grid
+
+NORM_EPS = 1e-12
+NORM_MOMENTUM = 0.4
+"""Share of the newest batch in the running statistics of normalization."""
+WHITENING_EPS = 5e-4
+"""Added to the eigenvalues, which keeps the filters of nearly empty directions from blowing up noise."""
+WHITENING_IMAGES = 5000
+
+
+class SpeedNet(nn.Sequential):
+    """The network: images [N, channels, side, side], standardized over the data set, to logits [N, classes]."""
+
+    examples_wanted = WHITENING_IMAGES
+    """Training images that `initialize_from` asks for."""
+
+    def initialize_from(self, images_NCHW: Tensor) -> None:
+        """Set the weights that come from the data rather than from training: the whitening filters.
+
+        Args:
+            images_NCHW: prepared training images; the first 5,000 are enough.
+        """
+        whiten = self.get_submodule("whiten")
+        assert isinstance(whiten, WhiteningConv)
+        whiten.initialize_from(images_NCHW)
+
+
+class WhiteningConv(nn.Module):
+    """2x2 convolution without padding, bias, GELU: [N, C, H, W] -> [N, 8 C, H - 1, W - 1].
+
+    Its filters decorrelate the values of a 2x2 patch, each with both signs; they follow from the data, only the bias
+    learns. Whitening cuts the compute to a given accuracy by a third.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        filters = 8 * channels
+        self.register_buffer("weight", torch.empty(filters, channels, 2, 2))
+        self.weight: Tensor
+        nn.init.orthogonal_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(filters))
+
+    def initialize_from(self, images_NCHW: Tensor) -> None:
+        """Set the filters from the patches of images: eigenvectors over the roots of their eigenvalues."""
+        size = 4 * images_NCHW.shape[1]
+        products, count = torch.zeros(size, size, dtype=torch.float64), 0
+        for part_NCHW in images_NCHW.split(500):
+            patches_CP = F.unfold(part_NCHW, 2).transpose(0, 1).flatten(1)
+            products += (patches_CP @ patches_CP.T).double()
+            count += patches_CP.shape[1]
+        values, vectors = torch.linalg.eigh(products / count)
+        filters = (vectors / (values + WHITENING_EPS).sqrt()).T.reshape(size, -1, 2, 2)
+        self.weight.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Whiten."""
+        if images_NCHW.shape[1] == 3 and grid.kernels_take(images_NCHW):
+            return grid.whiten(images_NCHW, self.weight, self.bias)
+        return F.gelu(F.conv2d(images_NCHW, self.weight, self.bias))
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, kernel_size=2"
+
+
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution with padding and without bias, then a 2x2 max pool if `pool`; starts as an identity.
+
+    The first C_in filters pass their channel on unchanged (dirac), which cuts the compute to a given accuracy by 14 %.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, pool: bool) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=False)
+        self.pool = pool
+        with torch.no_grad():
+            nn.init.dirac_(self.weight[:inputs])
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Convolve and pool."""
+        if self.out_channels % 32 == 0 and grid.kernels_take(images_NCHW):
+            return grid.convolve(images_NCHW, self.weight, self.pool)
+        outputs = super().forward(images_NCHW)
+        return F.max_pool2d(outputs, 2) if self.pool else outputs
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"{self.in_channels}, {self.out_channels}, pool={self.pool}"
+
+
+class NormGelu(nn.Module):
+    """Batch normalization with a bias that learns and a weight that stays 1, then GELU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Normalize by the batch in training, which also moves the running statistics; by these in evaluation."""
+        kernels = len(self.bias) % 32 == 0 and grid.kernels_take(images_NCHW)
+        if kernels and self.training:
+            output, mean, variance = grid.norm_gelu(images_NCHW, self.bias, NORM_EPS)
+            count = images_NCHW.numel() / len(self.bias)
+            self.running_mean.lerp_(mean.float(), NORM_MOMENTUM)
+            self.running_var.lerp_((variance * (count / (count - 1))).float(), NORM_MOMENTUM)
+            return output
+        if kernels and not torch.is_grad_enabled():
+            scale = (self.running_var + NORM_EPS).rsqrt()
+            return grid.apply_norm_gelu(grid.to_grid(images_NCHW), scale, self.bias - self.running_mean * scale)
+        return F.gelu(
+            F.batch_norm(
+                images_NCHW,
+                self.running_mean,
+                self.running_var,
+                bias=self.bias,
+                training=self.training,
+                momentum=NORM_MOMENTUM,
+                eps=NORM_EPS,
+            )
+        )
+
+    def extra_repr(self) -> str:
+        """Show the size."""
+        return f"{len(self.bias)}"
+
+
+class GlobalMaxPool(nn.Module):
+    """Maximum over all positions: [N, C, H, W] -> [N, C]."""
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Pool."""
+        contiguous = images_NCHW.contiguous(memory_format=torch.channels_last)
+        return F.max_pool2d(contiguous, images_NCHW.shape[-2:]).flatten(1)
+
+
+class ScaledLinear(nn.Linear):
+    """Linear layer without bias whose result is multiplied by a constant."""
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float, std: float | None) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        self.scale = scale
+        if std is not None:
+            nn.init.normal_(self.weight, std=std)
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        """Multiply."""
+        return super().forward(features_NC) * self.scale
+
+
+def build_speed(
+    *,
+    num_classes: int,
+    crop: int,
+    channels: int = 3,
+    widths: Sequence[int] = (64, 256, 256),
+    head_scale: float = 1 / 9,
+    head_std: float | None = None,
+) -> SpeedNet:
+    """Build the speed network; 1,973,920 weights of convolutions and head with the default widths and 10 classes.
+
+    Args:
+        num_classes: classes.
+        crop: side of the input, at least 9 pixels.
+        channels: channels of the input.
+        widths: channels of the three blocks; multiples of 32 run on the AMX kernels.
+        head_scale: factor on the logits.
+        head_std: deviation of the head's initial weights; PyTorch's default for None.
+
+    Raises:
+        UsageError: the input is too small, or there are not three widths.
+    """
+    if crop < 9:
+        raise UsageError(f"distort.crop is {crop}: the speed network halves its input three times and needs at least 9")
+    if len(widths) != 3 or not all(isinstance(width, int) and width > 0 for width in widths):
+        raise UsageError(f"model.options.widths is {list(widths)}: the speed network takes three whole numbers above 0")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(whiten=WhiteningConv(channels))
+    inputs = 8 * channels
+    for block, width in enumerate(widths):
+        for half in range(2):
+            number = 2 * block + half + 1
+            layers[f"conv{number}"] = Conv3x3(inputs, width, pool=half == 0)
+            layers[f"norm{number}"] = NormGelu(width)
+            inputs = width
+    layers["pool"] = GlobalMaxPool()
+    layers["head"] = ScaledLinear(inputs, num_classes, scale=head_scale, std=head_std)
+    return SpeedNet(layers)
