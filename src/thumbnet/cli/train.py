@@ -239,6 +239,8 @@ def _result_lines(this_run: Run, result: dict[str, Any]) -> list[str]:
             f"test accuracy, {weights + ' weights:':<17} {metrics['accuracy']:.2%}   "
             f"(top-5 {metrics['top5']:.2%}, loss {metrics['loss']:.3f})"
         )
+        if "view_accuracy" in metrics:
+            lines.append(f"    over several views of each picture: {metrics['view_accuracy']:.2%}")
     path = shlex.quote(str(this_run.path))
     return [
         *lines,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from thumbnet.engine import Precision, device
 from thumbnet.errors import CheckpointError, UsageError
 from thumbnet.evaluation.evaluate import BATCH_SIZE, evaluate_weights
 from thumbnet.evaluation.metrics import Metrics, Weights
+from thumbnet.evaluation.views import ViewAverage
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import NewerFormatError, fit_state, folder_name, load_weights, read_manifest
 from thumbnet.runs.run import Run
@@ -38,7 +40,9 @@ class Evaluation:
     precision: str
     """Arithmetic of the network: fp32, bf16 or fp16."""
     metrics: dict[Weights, Metrics]
-    """By weights, averaged before raw; one or both."""
+    """By weights, averaged before raw; one or both. Of a single view of each picture."""
+    view_accuracy: dict[Weights, float] = field(default_factory=dict)
+    """Accuracy over the views that the recipe asks for, by weights; empty where it asks for one view."""
 
     @property
     def examples(self) -> int:
@@ -170,15 +174,20 @@ class Evaluator:
 
     def _evaluate(self, step: int, loaded: dict[Weights, dict[str, Tensor]]) -> Evaluation:
         metrics: dict[Weights, Metrics] = {}
+        view_accuracy: dict[Weights, float] = {}
+        views = self.run.recipe.evaluation.views
         for weights, tensors in loaded.items():
             fit_state(self._model, tensors, f"{self.run.path}, step {step}, {weights} weights")
-            metrics[weights] = evaluate_weights(
-                self._model,
-                self.dataset,
-                self.run.recipe.distort,
+            evaluate = functools.partial(
+                evaluate_weights,
+                dataset=self.dataset,
+                distort=self.run.recipe.distort,
                 precision=self.precision,
                 batch_size=self.batch_size,
             )
+            metrics[weights] = evaluate(self._model)
+            if views != "one":
+                view_accuracy[weights] = evaluate(ViewAverage(self._model, views)).accuracy
         return Evaluation(
             run=self.run.path,
             step=step,
@@ -186,4 +195,5 @@ class Evaluator:
             limited=self.limited,
             precision=self.precision.name,
             metrics=metrics,
+            view_accuracy=view_accuracy,
         )

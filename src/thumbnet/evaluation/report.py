@@ -38,7 +38,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "precision": evaluation.precision,
         "average": figures.get("average"),
         "raw": figures.get("raw"),
-    }
+    } | ({"view_accuracy": evaluation.view_accuracy} if evaluation.view_accuracy else {})
 
 
 def _metrics_to_json(metrics: Metrics) -> dict[str, Any]:
@@ -141,6 +141,12 @@ def _headline_table(evaluation: Evaluation) -> Table:
             difference = values[0] - values[1]
             cells.append(f"{100 * difference:+.2f}" if share else f"{difference:+.4f}")
         table.add_row(name, *cells, style="bold" if key == "accuracy" else None)
+    if evaluation.view_accuracy:
+        accuracies = list(evaluation.view_accuracy.values())
+        cells = [_percent(accuracy) for accuracy in accuracies]
+        if len(accuracies) == 2:
+            cells.append(f"{100 * (accuracies[0] - accuracies[1]):+.2f}")
+        table.add_row("accuracy over several views", *cells)
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import time
@@ -24,6 +25,7 @@ from thumbnet.evaluation.evaluate import evaluate_weights
 from thumbnet.evaluation.evaluator import Evaluation
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
+from thumbnet.evaluation.views import ViewAverage
 from thumbnet.input.distort import prepare
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.event_file import EventFile
@@ -171,6 +173,8 @@ def conclude(training: Training, outcome: Outcome, start_seconds: float) -> dict
         evaluation = evaluate_test(training, test)
         result["test_seconds"] = time.perf_counter() - started
         result["test"] = {name: summary_of(values) for name, values in evaluation.metrics.items()}
+        for name, accuracy in evaluation.view_accuracy.items():
+            result["test"][name]["view_accuracy"] = accuracy
         write_files(evaluation, run.path / "evaluation", draw_plots(evaluation))
         with contextlib.closing(EventFile(run.path / "tensorboard" / "eval")) as events:
             add_summaries(evaluation, events)
@@ -185,16 +189,19 @@ def evaluate_test(training: Training, test: ImageDataset) -> Evaluation:
     state, run = training.state, training.run
     models: dict[Weights, nn.Module] = {"average": state.average.model} if state.average else {}
     models["raw"] = state.model
+    evaluate = functools.partial(
+        evaluate_weights, dataset=test, distort=run.recipe.distort, precision=training.precision
+    )
+    views = run.recipe.evaluation.views
+    asked = {} if views == "one" else models
     return Evaluation(
         run=run.path,
         step=state.step,
         split="test",
         limited=False,
         precision=training.precision.name,
-        metrics={
-            name: evaluate_weights(model, test, run.recipe.distort, precision=training.precision)
-            for name, model in models.items()
-        },
+        metrics={name: evaluate(model) for name, model in models.items()},
+        view_accuracy={name: evaluate(ViewAverage(model, views)).accuracy for name, model in asked.items()},
     )
 
 
