@@ -151,7 +151,7 @@ def test_show_draws_shapes_with_any_preset(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 @pytest.mark.usefixtures("cache")
-def test_a_wrong_command_line_exits_with_2_and_one_line(
+def test_a_wrong_command_line_exits_with_2_in_a_line_or_two(
     arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
@@ -159,7 +159,7 @@ def test_a_wrong_command_line_exits_with_2_and_one_line(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert told in printed.err
-    assert len(printed.err.splitlines()) == 1
+    assert len(printed.err.splitlines()) <= 2
 
 
 def test_show_refuses_a_folder_as_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

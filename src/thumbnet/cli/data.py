@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
         description="Draw one PNG: samples of the training images with their labels, and beside each what the "
         "distortions of a preset make of it in several epochs.",
     )
-    show.add_argument("--data", default="cifar10", metavar="NAME", help="cifar10, cifar100, shapes (cifar10)")
+    show.add_argument("--data", default="cifar10", metavar="NAME", help="as for `thumbnet train` (cifar10)")
     show.add_argument("--preset", default="classic", metavar="NAME", help="whose distortions to show (classic)")
     show.add_argument(
         "--out", type=Path, metavar="FILE.png", help="the picture to write, replaced if it is there (NAME-mosaic.png)"
@@ -121,7 +121,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    out = _writable(args.out or Path(f"{args.data}-mosaic.png"))
+    out = _writable(args.out or Path(f"{Path(args.data).absolute().name}-mosaic.png"))
     from thumbnet.config import DataConfig, load_preset
     from thumbnet.data import load_splits
     from thumbnet.data.mosaic import draw_mosaic, sample
