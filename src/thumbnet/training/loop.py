@@ -125,6 +125,8 @@ class Training:
         finally:
             if self.summaries:
                 self.summaries.close()
+                if self.summaries.failure:
+                    self.console.note(f"warning: TensorBoard's files are not complete: {self.summaries.failure}")
         session_s = max(state.train_s - first_s, 1e-9)
         return Outcome(
             steps=state.step,

@@ -93,7 +93,9 @@ def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
 
 def _refuse_changes(run: Run, before: Mapping[str, Any], recipe: Recipe) -> None:
     """Raise `UsageError` when two recipes differ in more than a resume may change."""
-    old, new = _flat(before), _flat(recipe_to_dict(recipe))
+    # Built as a recipe, so that an entry that a newer version has added counts as its default.
+    former = recipe_from_dict(before, where=str(run.path))
+    old, new = _flat(recipe_to_dict(former)), _flat(recipe_to_dict(recipe))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and key not in RESUMABLE:
             raise UsageError(
@@ -134,7 +136,7 @@ def open_training(run: Run, splits: Splits, console: Console, *, resume: bool) -
     if resume:
         check_facts(run.path, splits)
         checkpoint = run.checkpoints.latest(note=console.note)
-        _refuse_changes(run, checkpoint.info.get("recipe", {}), run.recipe)
+        _refuse_changes(run, checkpoint.info["recipe"], run.recipe)
         state.restore(checkpoint, str(run.path))
         run.rewind(state.step)
     return Training(run, splits, state, precision=_precision_of(run), console=console)
