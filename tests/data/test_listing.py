@@ -61,7 +61,12 @@ def test_other_names_of_a_split(name: str, tmp_path: Path):
 def test_a_class_that_a_split_lacks_moves_no_label(lacking: str, tmp_path: Path):
     put(
         tmp_path,
-        *(f"{split}/{name}/1.jpg" for split in ("train", "val", "test") for name in "abc" if (split, name) != (lacking, "a")),
+        *(
+            f"{split}/{name}/1.jpg"
+            for split in ("train", "val", "test")
+            for name in "abc"
+            if (split, name) != (lacking, "a")
+        ),
     )
     listing = list_pictures(tmp_path)
     assert listing.class_names == ("a", "b", "c")
@@ -105,7 +110,16 @@ def test_composed_and_decomposed_letters_are_one_class(tmp_path: Path):
 
 
 def test_what_is_passed_over_is_told(tmp_path: Path):
-    put(tmp_path, "a/1.jpg", "b/2.jpg", "c/notes.txt", "loose.jpg", "a/.hidden.jpg", "__MACOSX/a/._1.jpg", ".git/x/1.jpg")
+    put(
+        tmp_path,
+        "a/1.jpg",
+        "b/2.jpg",
+        "c/notes.txt",
+        "loose.jpg",
+        "a/.hidden.jpg",
+        "__MACOSX/a/._1.jpg",
+        ".git/x/1.jpg",
+    )
     listing = list_pictures(tmp_path)
     assert listing.paths == ("a/1.jpg", "b/2.jpg")
     assert listing.class_names == ("a", "b")

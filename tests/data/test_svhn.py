@@ -153,7 +153,9 @@ def test_what_is_fetched_is_verified(published: Digits, tmp_path: Path, web_serv
 
 
 def test_offline_says_which_file_is_missing(published: Digits, tmp_path: Path):
-    with pytest.raises(DataError, match=r"train_32x32\.mat is not in .*--offline.*\n.*or put train_32x32\.mat from http"):
+    with pytest.raises(
+        DataError, match=r"train_32x32\.mat is not in .*--offline.*\n.*or put train_32x32\.mat from http"
+    ):
         published.load(tmp_path)
 
 

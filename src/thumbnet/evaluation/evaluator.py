@@ -21,6 +21,7 @@ from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.views import ViewAverage
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import NewerFormatError, fit_state, folder_name, load_weights, read_manifest
+from thumbnet.runs.facts import check_classes
 from thumbnet.runs.run import Run
 
 Split = Literal["test", "val", "train"]
@@ -115,7 +116,9 @@ class Evaluator:
 
         Raises:
             UsageError: the data has no such split, or the run's recipe names an unknown network.
+            DataError: the data has other classes than when the run began.
         """
+        check_classes(run.path, splits)
         self.run, self.split, self.weights, self.precision, self.batch_size = run, split, weights, precision, batch_size
         self.dataset = choose_examples(splits, split, limit)
         self.limited = len(self.dataset) < len(choose_examples(splits, split))

@@ -151,6 +151,8 @@ class Predictor:
                     return f"larger than {MAX_STDIN_BYTES // 2**20} MiB"
                 return decode_picture(io.BytesIO(data), self.image_shape[0])
             path = Path(file)
+            if path.is_dir():
+                return "a folder without pictures"
             if not path.is_file():  # a pipe would block for ever
                 return "not a regular file" if path.exists() else "there is no such file"
             return decode_picture(path, self.image_shape[0])

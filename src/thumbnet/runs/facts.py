@@ -102,12 +102,29 @@ def check_facts(run: Path, splits: Splits) -> None:
         DataError: it is another one; says what differs.
         CheckpointError: the run's file is damaged.
     """
-    before, now = read_facts(run), facts_of(splits)
+    before = read_facts(run)
+    now = facts_of(splits)
     if before is None or before == now:
         return
     raise DataError(
         f"{now.name}: {_difference(before, now)} since the run {run} began\n"
         "put the pictures back as they were, or train a new run on them as they are"
+    )
+
+
+def check_classes(run: Path, splits: Splits) -> None:
+    """Compare only what must be the same for an evaluation to mean anything: the classes and the size of the pictures.
+
+    Raises:
+        DataError: they are others; a label would mean another class than it did.
+        CheckpointError: the run's file is damaged.
+    """
+    before, train = read_facts(run), splits.train
+    if before is None or (before.class_names, before.image_shape) == (train.class_names, train.image_shape):
+        return
+    raise DataError(
+        f"{train.name}: {_difference(before, facts_of(splits))} since the run {run} began\n"
+        "put the classes back as they were, or train a new run on them as they are"
     )
 
 

@@ -26,7 +26,7 @@ from thumbnet.evaluation.evaluator import Evaluation
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
 from thumbnet.evaluation.views import ViewAverage
-from thumbnet.input.distort import prepare
+from thumbnet.input.distort import draw, prepare
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.event_file import EventFile
 from thumbnet.runs.facts import check_facts, write_facts
@@ -67,6 +67,7 @@ def start_run(recipe: Recipe, out: Path, name: str | None, load: Callable[[Recip
     run = Run.create(out, recipe, name)
     try:
         splits = load(recipe)
+        draw(0, recipe.distort, splits.train.image_shape, seed=recipe.seed, epoch=0)  # tells of an impossible crop
         write_facts(run.path, splits)
         length_of(recipe, len(splits.train))
     except BaseException:

@@ -1,0 +1,232 @@
+import io
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from thumbnet.config import DataConfig, load_preset
+from thumbnet.data import load_splits
+from thumbnet.data.dataset import Splits
+from thumbnet.data.shapes import CLASS_NAMES as SHAPES
+from thumbnet.engine import resolve_precision
+from thumbnet.errors import CheckpointError
+from thumbnet.evaluation import predict
+from thumbnet.evaluation.evaluate import predict_logits
+from thumbnet.evaluation.predict import MAX_STDIN_BYTES, Predictor, find_pictures
+from thumbnet.models import build_model
+from thumbnet.runs.checkpoint import Checkpoint
+from thumbnet.runs.facts import write_facts
+from thumbnet.runs.run import Run
+
+SIDE, CROP = 20, 16
+CLASSES = ("ant", "bee", "cow", "dog", "emu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pets") / "pets"
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (root / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = rng.integers(0, 256, (30 + 5 * number, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.{('png', 'jpg')[number % 2]}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def splits(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return load_splits(DataConfig(name=str(folder), image_size=SIDE), data_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, splits: Splits, folder: Path) -> Run:
+    settings = {
+        "data.name": str(folder),
+        "data.image_size": SIDE,
+        "distort.crop": CROP,
+        "train.precision": "fp32",
+    }
+    run = Run.create(tmp_path / "runs", load_preset("classic", settings), "pets")
+    write_facts(run.path, splits)
+    for step in (10, 20):
+        save(run, step)
+    return run
+
+
+def weights_of(run: Run, seed: int, classes: int = len(CLASSES)) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    model = build_model(run.recipe.model, num_classes=classes, crop=run.recipe.distort.crop)
+    with torch.no_grad():
+        model.get_submodule("softmax_linear").weight.mul_(100)  # so that the classes are not all as likely
+    return model.state_dict()
+
+
+def save(run: Run, step: int, *, average: bool = True, classes: int = len(CLASSES)) -> None:
+    averaged = weights_of(run, step + 1, classes) if average else None
+    run.checkpoints.save(
+        Checkpoint(step=step, model=weights_of(run, step, classes), average=averaged, state={}, info={})
+    )
+
+
+def model_of(run: Run, seed: int) -> torch.nn.Module:
+    model = build_model(run.recipe.model, num_classes=len(CLASSES), crop=run.recipe.distort.crop)
+    model.load_state_dict(weights_of(run, seed))
+    return model
+
+
+def keys_and_paths(splits: Splits, folder: Path) -> list[str]:
+    return [str(folder / splits.train.key(index)) for index in range(len(splits.train))]
+
+
+def test_files_are_seen_as_the_evaluation_sees_their_records(run: Run, splits: Splits, folder: Path):
+    predictor = Predictor(run)
+    assert (predictor.step, predictor.weights, predictor.class_names) == (20, "average", CLASSES)
+    logits, _ = predict_logits(model_of(run, 21), splits.train, run.recipe.distort, precision=resolve_precision("fp32"))
+    expected = torch.softmax(torch.from_numpy(logits).double(), dim=1).numpy()
+    predictions = list(predictor.predict(keys_and_paths(splits, folder), top=5))
+    for prediction, probabilities in zip(predictions, expected, strict=True):
+        assert prediction.problem is None
+        told = dict(prediction.top)
+        assert [told[name] for name in CLASSES] == pytest.approx(probabilities, rel=1e-6)
+        assert [probability for _, probability in prediction.top] == sorted(told.values(), reverse=True)
+        assert sum(told.values()) == pytest.approx(1)
+    assert len({prediction.top[0][0] for prediction in predictions}) > 1
+
+
+def test_one_checkpoint_by_its_step(run: Run):
+    assert Predictor(run, step=10).step == 10
+    with pytest.raises(CheckpointError, match="no checkpoint of step 15"):
+        Predictor(run, step=15)
+
+
+def test_raw_weights_where_there_is_no_average(run: Run, splits: Splits):
+    save(run, 30, average=False)
+    predictor = Predictor(run)
+    assert (predictor.step, predictor.weights) == (30, "raw")
+    images, _ = splits.train.gather(np.arange(3))
+    logits, _ = predict_logits(
+        model_of(run, 30), splits.train.take(np.arange(3)), run.recipe.distort, precision=resolve_precision("fp32")
+    )
+    expected = torch.softmax(torch.from_numpy(logits).double(), dim=1).numpy()
+    assert predictor.probabilities(images) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(run: Run):
+    path = run.checkpoints.path("latest") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    notes: list[str] = []
+    assert Predictor(run, note=notes.append).step == 10
+    assert len(notes) == 1
+
+
+def test_weights_of_another_network_are_refused(run: Run):
+    save(run, 30, classes=4)
+    with pytest.raises(CheckpointError, match="step 30, average weights"):
+        Predictor(run)
+
+
+def test_the_data_are_not_needed(run: Run, folder: Path, tmp_path: Path):
+    copy = tmp_path / "one.png"
+    shutil.copy(folder / "ant" / "0.png", copy)
+    (run.path / "recipe.toml").write_text((run.path / "recipe.toml").read_text().replace(str(folder), "/gone"))
+    (prediction,) = Predictor(Run.open(run.path)).predict([str(copy)], top=1)
+    assert prediction.top[0][0] in CLASSES
+
+
+def test_a_run_without_facts_on_a_known_data_set(tmp_path: Path):
+    run = Run.create(tmp_path, load_preset("classic", {"data.name": "shapes", "train.precision": "fp32"}), "old")
+    save(run, 1, classes=10)
+    predictor = Predictor(run)
+    assert predictor.class_names == SHAPES
+    assert predictor.probabilities(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 10)
+
+
+def test_a_run_that_does_not_tell_its_classes_is_refused(run: Run):
+    (run.path / "data.json").unlink()
+    with pytest.raises(CheckpointError, match="does not say what its classes are called"):
+        Predictor(run)
+
+
+def test_bad_files_are_told_in_their_places(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(predict, "_BATCH", 2)
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes((folder / "ant" / "0.png").read_bytes()[:200])
+    os.mkfifo(tmp_path / "pipe.png")
+    good = str(folder / "bee" / "1.jpg")
+    files = [str(tmp_path / name) for name in ("empty.jpg", "cut.png", "pipe.png", "nothing.png")]
+    predictions = list(Predictor(run).predict([files[0], good, good, *files[1:], good], top=2))
+    problems = [prediction.problem for prediction in predictions]
+    assert problems[0] == "empty, 0 bytes"
+    assert problems[1:3] == [None, None]
+    assert problems[3] is not None
+    assert problems[3].startswith("damaged")
+    assert problems[4:6] == ["not a regular file", "there is no such file"]
+    for one in (1, 2):
+        assert dict(predictions[one].top) == pytest.approx(dict(predictions[6].top))
+    assert all(not prediction.top for prediction in predictions if prediction.problem)
+
+
+def test_no_pictures_give_no_probabilities(run: Run):
+    assert Predictor(run).probabilities(np.zeros((0, SIDE, SIDE, 3), np.uint8)).shape == (0, len(CLASSES))
+
+
+class Zeros(io.RawIOBase):
+    """An endless stream."""
+
+    def readinto(self, buffer: bytearray) -> int:
+        buffer[:] = bytes(len(buffer))
+        return len(buffer)
+
+    def readable(self) -> bool:
+        return True
+
+
+def test_standard_input(run: Run, folder: Path):
+    predictor = Predictor(run)
+    path = folder / "cow" / "2.png"
+    (from_file,) = predictor.predict([str(path)], top=3)
+    (from_stdin,) = predictor.predict(["-"], top=3, stdin=io.BytesIO(path.read_bytes()))
+    assert from_stdin.top == from_file.top
+    (empty,) = predictor.predict(["-"], top=3, stdin=io.BytesIO(b""))
+    assert empty.problem == "empty, 0 bytes"
+    (endless,) = predictor.predict(["-"], top=3, stdin=io.BufferedReader(Zeros()))
+    assert endless.problem == f"larger than {MAX_STDIN_BYTES // 2**20} MiB"
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("a/1.jpg", "a/b/2.PNG", "a/notes.txt", "c/3.webp", "[odd].jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files"),
+    [
+        (["a"], ["a/1.jpg", "a/b/2.PNG"]),
+        (["a/notes.txt", "-"], ["a/notes.txt", "-"]),
+        (["a/*"], ["a/1.jpg", "a/b/2.PNG", "a/notes.txt"]),
+        (["**/*.jpg"], ["[odd].jpg", "a/1.jpg"]),
+        (["[odd].jpg"], ["[odd].jpg"]),
+        (["c", "a/1.jpg"], ["c/3.webp", "a/1.jpg"]),
+        (["nothing.jpg", "*.gif"], ["nothing.jpg", "*.gif"]),
+    ],
+)
+def test_files_folders_and_patterns(arguments: list[str], files: list[str], tree: Path):
+    assert find_pictures(arguments) == files
+    absolute = [name if name == "-" else str(tree / name) for name in arguments]
+    assert find_pictures(absolute) == [name if name == "-" else str(tree / name) for name in files]
+
+
+def test_a_folder_without_pictures_is_kept_to_be_told_of(tree: Path, run: Run):
+    (tree / "void").mkdir()
+    assert find_pictures(["void"]) == ["void"]
+    (prediction,) = Predictor(run).predict(["void"], top=1)
+    assert prediction.problem == "a folder without pictures"
