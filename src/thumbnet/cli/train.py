@@ -47,6 +47,8 @@ RECIPE_FLAGS: tuple[tuple[str, str | None, str, Callable[[str], object], str], .
     ("--keep", None, "train.keep", whole_number, "newest checkpoints kept, beside the best"),
 )
 
+METAVARS: dict[Callable[[str], object], str] = {str: "NAME", float: "X"}
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the command's parser."""
@@ -65,7 +67,7 @@ def add_parser(subparsers: Any) -> None:
     recipe = parser.add_argument_group("recipe")
     for flag, old_name, key, kind, text in RECIPE_FLAGS:
         names = (flag, old_name) if old_name else (flag,)
-        recipe.add_argument(*names, type=kind, dest=key, metavar=flag[2:].upper().replace("-", "_"), help=text)
+        recipe.add_argument(*names, type=kind, dest=key, metavar=METAVARS.get(kind, "N"), help=text)
     recipe.add_argument("--skip-bad", action="store_true", help="go on without pictures of a folder that are damaged")
     recipe.add_argument("--time", type=duration, metavar="10m", help="train for this long, schedule included")
     recipe.add_argument("--checkpoint-every", metavar="500|60s", help="steps, or seconds, between checkpoints")
