@@ -50,13 +50,13 @@ class DistortConfig:
     flip: Literal["none", "random", "alternate"] = "random"
     """Left-right flips: none; at random; or at random in epoch 0 and every other epoch from there on (airbench)."""
     brightness: float = 0.0
-    """Largest brightness shift on the 0..255 scale: uniform in [-brightness, brightness] is added; 0 for none. Per-image
-    standardization takes it out again."""
+    """Largest brightness shift on the 0..255 scale: uniform in [-brightness, brightness] is added; 0 for none.
+    Per-image standardization takes it out again."""
     contrast: tuple[float, float] = (1.0, 1.0)
     """Range of the contrast factor about the mean of each channel of the image; (1, 1) for none."""
     order: Literal["fixed", "random"] = "fixed"
-    """Brightness before contrast, or either first at random, as the tutorial suggests. Both orders give the same pictures
-    here, since contrast turns about the picture's own mean and nothing is clipped in between."""
+    """Brightness before contrast, or either first at random, as the tutorial suggests. Both orders give the same
+    pictures, since contrast turns about the picture's own mean and nothing is clipped in between."""
     standardize: Literal["image", "dataset"] = "image"
     """Per-image standardization, or the mean and deviation of each channel over the CIFAR-10 training set."""
     cutout: int = 0
