@@ -4,7 +4,8 @@ import torch
 from thumbnet.config import OptimizerConfig
 from thumbnet.errors import UsageError
 from thumbnet.models.classic import build_classic
-from thumbnet.training.optimizers import build_optimizer, decay_of, decay_terms
+from thumbnet.models.speed import build_speed
+from thumbnet.training.optimizers import build_optimizer, decay_of, decay_terms, orthogonalize, set_rates
 
 DECAY = {"local3": 0.004, "local4": 0.004}
 
@@ -57,3 +58,89 @@ def test_momentum_is_nesterovs_on_request() -> None:
 def test_an_unknown_layer_is_named() -> None:
     with pytest.raises(UsageError, match="did you mean 'local3'"):
         build_optimizer(build_classic(num_classes=10, crop=24), OptimizerConfig(weight_decay={"locl3": 0.1}))
+
+
+def speed_config(**changes: object) -> OptimizerConfig:
+    settings = {"name": "muon", "learning_rate": 0.2, "momentum": 0.85, "nesterov": True, "muon_momentum": 0.6}
+    return OptimizerConfig(**(settings | {"rates": {"biases": 3.0, "head": 5.0}} | changes))
+
+
+def small_speed_net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_speed(num_classes=10, crop=12, widths=(32, 32, 64))
+
+
+def give_gradients(model: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) if parameter.requires_grad else None
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40), (64, 64)])
+def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalize(matrix, steps=5)
+    # The directions stay, what stretches them becomes about 1: the iteration's own band is 0.7 to 1.2.
+    inner = left.T @ found @ right.T
+    large = values > 0.1 * values[0]
+    assert (inner.diagonal()[large] > 0.6).all()
+    assert (inner.diagonal() < 1.3).all()
+    torch.testing.assert_close(inner - torch.diag(inner.diagonal()), torch.zeros_like(inner), rtol=0, atol=0.05)
+
+
+def test_muon_moves_convolutions_by_orthogonalized_nesterov_gradients() -> None:
+    model = small_speed_net()
+    optimizer = build_optimizer(model, speed_config())
+    weight = model.get_parameter("conv3.weight")
+    buffer = torch.zeros_like(weight)
+    for seed in range(2):
+        give_gradients(model, seed)
+        buffer = 0.6 * buffer + weight.grad
+        scaled = weight.detach() * 32**0.5 / weight.detach().norm()
+        # Rows of C_out times columns in any order: orthogonalization commutes with a permutation of the columns.
+        matrix = (weight.grad + 0.6 * buffer).flatten(1)
+        expected = scaled - 0.2 * orthogonalize(matrix).reshape(weight.shape)
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=2e-3)
+
+
+def test_muon_moves_everything_else_by_nesterov_descent() -> None:
+    model, plain = small_speed_net(), small_speed_net()
+    optimizer = build_optimizer(model, speed_config(weight_decay={"head": 0.01}))
+    others = [
+        {"params": [parameter for parameter in plain.parameters() if parameter.ndim == 1], "lr": 3.0},
+        {"params": [plain.get_parameter("head.weight")], "lr": 5.0, "weight_decay": 0.01},
+    ]
+    descent = torch.optim.SGD(others, momentum=0.85, nesterov=True)
+    for seed in range(3):
+        for network, stepping in ((model, optimizer), (plain, descent)):
+            give_gradients(network, seed)
+            stepping.step()
+    for name, parameter in plain.named_parameters():
+        if parameter.ndim != 4:
+            torch.testing.assert_close(model.get_parameter(name), parameter)
+
+
+def test_rates_follow_the_schedule_and_frozen_layers_stop() -> None:
+    model = small_speed_net()
+    optimizer = build_optimizer(model, speed_config(freeze_after={"whiten": 0.25}))
+    bias = model.get_parameter("whiten.bias")
+    for progress, factor, learns in ((0.0, 1.0, True), (0.24, 0.5, True), (0.25, 0.5, False), (0.9, 0.1, False)):
+        set_rates(optimizer, factor=factor, progress=progress)
+        assert bias.requires_grad is learns
+        assert {round(group["lr"], 6) for group in optimizer.param_groups} == {
+            round(peak * factor, 6) for peak in (0.2, 3.0, 5.0)
+        }
+        before = bias.detach().clone()
+        give_gradients(model, 0)
+        optimizer.step()
+        assert torch.equal(bias.detach(), before) is not learns
+    set_rates(optimizer, factor=0.0, progress=1.0)
+    assert model.get_parameter("head.weight").requires_grad
+
+
+@pytest.mark.parametrize("key", ["rates", "freeze_after", "weight_decay"])
+def test_a_layer_that_does_not_exist_is_a_usage_error(key: str) -> None:
+    with pytest.raises(UsageError, match=f"optimizer.{key}.haed: no such layer.*head"):
+        build_optimizer(small_speed_net(), speed_config(**{key: {"haed": 0.5}}))

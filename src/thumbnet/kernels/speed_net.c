@@ -23,10 +23,11 @@
 
 typedef uint16_t bfloat16;
 
-/* Positions of one unit of work of a convolution, and of one chunk of its backward pass: with 32 + 32 channels, a chunk
- * takes half of an L2 cache of 2 MiB. */
+/* Sizes for an L2 cache of 2 MiB: positions that one thread convolves before it takes the next 32 outputs, positions of
+ * a chunk of the weight gradient (all outputs and 32 inputs are held), and bytes of unpooled gradients at a time. */
 #define UNIT_POSITIONS 1024
-#define CHUNK_POSITIONS 8192
+#define CHUNK_POSITIONS 2048
+#define GRADIENT_UNIT_BYTES (256 << 10)
 /* Sums over a batch are made in this many slices, whatever the number of threads, so that they repeat exactly. */
 #define SLICES 64
 
@@ -281,10 +282,8 @@ static inline __m512i pairs(const bfloat16* first, const bfloat16* second) {
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-/* [32 positions][channels] -> [channels][32 positions], for the 16 channels at `from`. */
-static void transpose_16(const bfloat16* from, long channels, bfloat16* to, long to_stride) {
-    __m512i r[16], s[16];
-    for (int i = 0; i < 16; i++) r[i] = pairs(from + 2 * i * channels, from + (2 * i + 1) * channels);
+/* Transposes a 16 x 16 matrix of 32-bit values; s is overwritten. */
+static inline void transpose_16(__m512i* r, __m512i* s) {
     for (int i = 0; i < 16; i += 2) {
         s[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
         s[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
@@ -305,127 +304,209 @@ static void transpose_16(const bfloat16* from, long channels, bfloat16* to, long
         r[i] = _mm512_shuffle_i32x4(s[i], s[i + 8], 0x88);
         r[i + 8] = _mm512_shuffle_i32x4(s[i], s[i + 8], 0xdd);
     }
-    for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * to_stride, r[i]);
 }
 
-/* One chunk's operands of the weight gradient, 32 positions at a time; positions from `end` on count as zeros.
- * gradient_T: [co][stride], its position 0 `margin` into each row; x_pairs: [ci / 16][positions / 2][16][2]. */
-static void arrange(const bfloat16* gradient, const bfloat16* x, bfloat16* gradient_T, bfloat16* x_pairs, long position,
-                    long end, long positions, long stride, long ci, long co) {
-    long rest = end - position;
-    bfloat16* copy = NULL;
-    const bfloat16 *g = gradient + position * co, *from = x + position * ci;
-    if (rest < 32) {
-        copy = aligned((co + ci) * 64);
-        memset(copy, 0, (size_t)(co + ci) * 64);
-        memcpy(copy, g, (size_t)(rest * co) * 2);
-        memcpy(copy + 32 * co, from, (size_t)(rest * ci) * 2);
-        g = copy, from = copy + 32 * co;
+/* 16 channels of `positions` positions, [positions][channels] -> [16][to_stride]; what follows the last position, up to
+ * a multiple of 32, becomes 0. */
+static void turn(const bfloat16* from, long channels, bfloat16* to, long to_stride, long positions) {
+    __m512i r[16], s[16];
+    for (long p = 0; p < positions; p += 32) {
+        for (long i = 0; i < 16; i++) {
+            const bfloat16* pair = from + (p + 2 * i) * channels;
+            long rest = positions - p - 2 * i;
+            if (rest >= 2)
+                r[i] = pairs(pair, pair + channels);
+            else
+                r[i] = rest == 1 ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void*)pair)) : _mm512_setzero_si512();
+        }
+        transpose_16(r, s);
+        for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * to_stride + p, r[i]);
     }
-    for (long c = 0; c < co; c += 16) transpose_16(g + c, co, gradient_T + c * stride + position, stride);
-    for (long c = 0; c < ci; c += 16)
-        for (long p = 0; p < 32; p += 2)
-            _mm512_storeu_si512(x_pairs + (c / 16 * positions + position + p) * 16,
-                                pairs(from + p * ci + c, from + (p + 1) * ci + c));
-    free(copy);
 }
 
-/* Adds to (or with `first`, sets) the gradient of one tap's weights between 32 outputs and 32 inputs. */
-static void weight_tiles(const bfloat16* gradient_T, long stride, const bfloat16* x_pairs, long x_stride, float* weights,
-                         long weights_stride, long positions, int first) {
-    float* below = weights + 16 * weights_stride;
+/* As `turn`, of one image whose gradient is given where it was pooled: each value goes to the pixel that won. Writes
+ * only pixels under pooling windows: `to` holds zeros elsewhere. */
+static void turn_pooled(const bfloat16* gradient, const uint8_t* winner, long channels, bfloat16* to, long to_stride,
+                        long height, long width) {
+    const __m512i low = _mm512_set1_epi32(0xffff);
+    long row = width + 1, out_width = width / 2, out_row = out_width + 1;
+    __m512i r[16], s[16];
+    for (long oy = 0; oy < height / 2; oy++) {
+        for (long ox = 0; ox < out_width; ox += 16) {
+            long count = smaller(16, out_width - ox);
+            for (long i = 0; i < 16; i++) {
+                long at = (oy * out_row + ox + smaller(i, count - 1)) * channels;
+                __m512i value = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void*)(gradient + at)));
+                __m512i which = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void*)(winner + at)));
+                r[i] = _mm512_or_si512(value, _mm512_slli_epi32(which, 16));
+            }
+            transpose_16(r, s);
+            __mmask16 inside = (__mmask16)((1u << count) - 1);
+            for (int i = 0; i < 16; i++) {
+                /* A pooled value becomes two pixels, side by side, in each of two rows. */
+                __m512i which = _mm512_srli_epi32(r[i], 16), left = _mm512_and_si512(r[i], low);
+                __m512i right = _mm512_slli_epi32(r[i], 16);
+                for (int y = 0; y < 2; y++) {
+                    __mmask16 left_won = _mm512_cmpeq_epi32_mask(which, _mm512_set1_epi32(2 * y));
+                    __mmask16 right_won = _mm512_cmpeq_epi32_mask(which, _mm512_set1_epi32(2 * y + 1));
+                    __m512i both = _mm512_mask_mov_epi32(_mm512_maskz_mov_epi32(left_won, left), right_won, right);
+                    _mm512_mask_storeu_epi32(to + i * to_stride + (2 * oy + y) * row + 2 * ox, inside, both);
+                }
+            }
+        }
+    }
+}
+
+/* 32 channels of `positions` positions, as the right operand of a product over positions: for two groups of 16 channels,
+ * pairs [position / 2][16][2] that begin at even positions, then pairs that begin at odd ones. So any shift of the
+ * positions is a load from a whole cache line, which takes a tile a sixth of the time of any other.
+ * Pair 0 begins at position -margin (or 1 - margin); what is outside of 0 .. positions counts as zeros. */
+static void pair_up(const bfloat16* from, long channels, bfloat16* to, long positions, long margin, long group) {
+    memset(to, 0, (size_t)(4 * group) * 2);
+    for (long half = 0; half < 2; half++, from += 16, to += 2 * group) {
+        bfloat16 *even = to + margin * 16, *odd = to + group + margin * 16;
+        __m512i here = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void*)from));
+        _mm512_storeu_si512(odd - 32, _mm512_slli_epi32(here, 16));
+        for (long p = 0; p < positions; p += 2, even += 32, odd += 32) {
+            const bfloat16* at = from + p * channels;
+            __m512i next = _mm512_setzero_si512(), after = next;
+            if (p + 1 < positions) next = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void*)(at + channels)));
+            if (p + 2 < positions) after = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void*)(at + 2 * channels)));
+            _mm512_storeu_si512(even, _mm512_or_si512(here, _mm512_slli_epi32(next, 16)));
+            _mm512_storeu_si512(odd, _mm512_or_si512(next, _mm512_slli_epi32(after, 16)));
+            here = after;
+        }
+    }
+}
+
+/* Adds to (or with `first`, sets) the gradients of the weights of three taps side by side, between 32 outputs and 16
+ * inputs: turned [32][positions] times the pairs at left, middle and right. */
+static void weight_tiles(const bfloat16* turned, long stride, const bfloat16* left, const bfloat16* middle,
+                         const bfloat16* right, float* weights, long ci, long positions, int first) {
+    long tile_stride = 9 * ci * 4;
+    float* below = weights + 16 * 9 * ci;
     WRITTEN();
     if (first) {
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
+        _tile_zero(4);
+        _tile_zero(5);
     } else {
-        _tile_loadd(0, weights, weights_stride * 4);
-        _tile_loadd(1, weights + 16, weights_stride * 4);
-        _tile_loadd(2, below, weights_stride * 4);
-        _tile_loadd(3, below + 16, weights_stride * 4);
+        _tile_loadd(0, weights, tile_stride);
+        _tile_loadd(1, weights + ci, tile_stride);
+        _tile_loadd(2, weights + 2 * ci, tile_stride);
+        _tile_loadd(3, below, tile_stride);
+        _tile_loadd(4, below + ci, tile_stride);
+        _tile_loadd(5, below + 2 * ci, tile_stride);
     }
     for (long p = 0; p < positions; p += 32) {
-        _tile_loadd(4, gradient_T + p, stride * 2);
-        _tile_loadd(6, x_pairs + p * 16, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, x_pairs + x_stride + p * 16, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, gradient_T + 16 * stride + p, stride * 2);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        _tile_loadd(6, turned + p, stride * 2);
+        _tile_loadd(7, left + p * 16, 64);
+        _tile_dpbf16ps(0, 6, 7);
+        _tile_loadd(7, middle + p * 16, 64);
+        _tile_dpbf16ps(1, 6, 7);
+        _tile_loadd(7, right + p * 16, 64);
+        _tile_dpbf16ps(2, 6, 7);
+        _tile_loadd(6, turned + 16 * stride + p, stride * 2);
+        _tile_dpbf16ps(5, 6, 7);
+        _tile_loadd(7, middle + p * 16, 64);
+        _tile_dpbf16ps(4, 6, 7);
+        _tile_loadd(7, left + p * 16, 64);
+        _tile_dpbf16ps(3, 6, 7);
     }
-    _tile_stored(0, weights, weights_stride * 4);
-    _tile_stored(1, weights + 16, weights_stride * 4);
-    _tile_stored(2, below, weights_stride * 4);
-    _tile_stored(3, below + 16, weights_stride * 4);
+    _tile_stored(0, weights, tile_stride);
+    _tile_stored(1, weights + ci, tile_stride);
+    _tile_stored(2, weights + 2 * ci, tile_stride);
+    _tile_stored(3, below, tile_stride);
+    _tile_stored(4, below + ci, tile_stride);
+    _tile_stored(5, below + 2 * ci, tile_stride);
+}
+
+/* dx <- gradient of the input of `conv3x3_forward`; packed are the transposed weights. */
+static void input_gradient(const bfloat16* gradient, const uint8_t* winner, const bfloat16* packed, bfloat16* dx,
+                           bfloat16* unpooled, long first, long count, long height, long width, long ci, long co) {
+    long row = width + 1, area = (height + 1) * row, pooled_area = (height / 2 + 1) * (width / 2 + 1);
+    const bfloat16* g = gradient + first * area * co;
+    if (winner) {
+        g = unpooled + (row + 1) * co;
+        for (long n = 0; n < count; n++) {
+            long from = (first + n) * pooled_area * co;
+            unpool(gradient + from, winner + from, unpooled + (row + 1 + n * area) * co, height, width, co);
+        }
+    }
+    bfloat16* to = dx + first * area * ci;
+    for (long c = 0; c < ci; c += 32) convolve(g, packed + c * 9 * co, to + c, ci, count * area, row, co);
+    for (long n = 0; n < count; n++) zero_pads(to + n * area * ci, height, width, ci);
 }
 
 /* Gradients of `conv3x3_forward`: of the input (with `packed` transposed weights, unless NULL) into the grid dx, and of
- * the weights into dw, float32 [co][3][3][ci]. With `winner`, gradient is that of the pooled result. */
+ * the weights into dw, float32 [co][3][3][ci]. With `winner`, gradient is that of the pooled result.
+ *
+ * The weight gradient of a tap is gradient^T x, x being shifted by the tap's offset. A chunk of images at a time, all
+ * threads turn the gradient to [co][positions]; then each pairs up 32 inputs and multiplies all outputs (or a part of
+ * them, where there are more threads than that makes tasks) with them. */
 void conv3x3_backward_bf16(const bfloat16* gradient, const bfloat16* x, const uint8_t* winner, const bfloat16* packed,
                            bfloat16* dx, float* dw, long images, long height, long width, long ci, long co) {
-    long row = width + 1, area = (height + 1) * row, margin = rounded_up(row + 1, 32);
-    long images_per_unit = larger(1, UNIT_POSITIONS / area);
-    long chunk = larger(images_per_unit, larger(CHUNK_POSITIONS, 4096L * omp_get_max_threads()) / area);
-    long pooled_area = (height / 2 + 1) * (width / 2 + 1);
-    long positions = rounded_up(chunk * area, 32);
+    long row = width + 1, area = (height + 1) * row, pooled_area = (height / 2 + 1) * (width / 2 + 1);
+    long images_per_unit = larger(1, GRADIENT_UNIT_BYTES / (area * co * 2));
+    long chunk = larger(1, CHUNK_POSITIONS / area), positions = rounded_up(chunk * area, 32);
+    long margin = rounded_up(row + 2, 2), group = (positions + 2 * margin) * 16;
     /* An odd number of cache lines a row keeps the sixteen rows of a tile in different sets of the L1 cache. */
-    long stride = rounded_up(positions + 2 * margin, 32);
-    stride += stride / 32 % 2 ? 0 : 32;
-    bfloat16* gradient_T = aligned(co * stride * 2);
-    bfloat16* x_pairs = aligned(ci * positions * 2);
-    bfloat16* unpooled = winner ? aligned((2 * margin + positions + 64) * co * 2) : NULL;
-    if (winner) memset(unpooled, 0, (size_t)(margin * co) * 2);
+    long stride = positions / 32 % 2 ? positions : positions + 32;
+    bfloat16* turned = aligned(co * stride * 2);
+    memset(turned, 0, (size_t)(co * stride) * 2);
+    long parts = 1;
+    while (parts * 2 <= co / 32 && co / 32 % (parts * 2) == 0 && ci / 32 * parts < omp_get_max_threads()) parts *= 2;
     if (dx) zero_margin(dx, width, ci);
 #pragma omp parallel
     {
         begin_tiles();
+        if (dx) {
+            bfloat16* unpooled = winner ? aligned((2 * (row + 1) + images_per_unit * area + 32) * co * 2) : NULL;
+            if (winner) memset(unpooled, 0, (size_t)((row + 1) * co) * 2);
+#pragma omp for schedule(static) nowait
+            for (long first = 0; first < images; first += images_per_unit)
+                input_gradient(gradient, winner, packed, dx, unpooled, first, smaller(images_per_unit, images - first),
+                               height, width, ci, co);
+            free(unpooled);
+        }
+        bfloat16* x_pairs = aligned(4 * group * 2);
         for (long first = 0; first < images; first += chunk) {
-            long count = smaller(chunk, images - first), end = count * area, used = rounded_up(end, 32);
-            const bfloat16* g = winner ? unpooled + margin * co : gradient + first * area * co;
-            if (winner) {
+            long count = smaller(chunk, images - first), end = count * area;
 #pragma omp for schedule(static)
-                for (long n = 0; n < count; n++) {
-                    long from = (first + n) * pooled_area * co;
-                    unpool(gradient + from, winner + from, unpooled + (margin + n * area) * co, height, width, co);
+            for (long c = 0; c < co; c += 16) {
+                bfloat16* to = turned + c * stride;
+                if (!winner) turn(gradient + first * area * co + c, co, to, stride, end);
+                for (long n = 0; winner && n < count; n++) {
+                    long at = (first + n) * pooled_area * co + c;
+                    turn_pooled(gradient + at, winner + at, co, to + n * area, stride, height, width);
                 }
             }
-#pragma omp for schedule(static) nowait
-            for (long c = 0; c < co; c++) {
-                memset(gradient_T + c * stride, 0, (size_t)margin * 2);
-                memset(gradient_T + c * stride + margin + used, 0, (size_t)margin * 2);
-            }
-#pragma omp for schedule(static) nowait
-            for (long p = 0; p < used; p += 32)
-                arrange(g, x + first * area * ci, gradient_T + margin, x_pairs, p, end, positions, stride, ci, co);
-            if (dx) {
-#pragma omp for schedule(static) nowait
-                for (long n = 0; n < count; n += images_per_unit) {
-                    long together = smaller(images_per_unit, count - n);
-                    bfloat16* to = dx + (first + n) * area * ci;
-                    for (long c = 0; c < ci; c += 32)
-                        convolve(g + n * area * co, packed + c * 9 * co, to + c, ci, together * area, row, co);
-                    for (long m = 0; m < together; m++) zero_pads(to + m * area * ci, height, width, ci);
-                }
-            }
-#pragma omp barrier
-#pragma omp for collapse(3) schedule(static)
-            for (long o = 0; o < co; o += 32) {
-                for (long i = 0; i < ci; i += 32) {
-                    for (long tap = 0; tap < 9; tap++) {
-                        /* dw[tap] = sum over p of gradient[p - offset] x[p] */
-                        long offset = (tap / 3 - 1) * row + tap % 3 - 1;
-                        weight_tiles(gradient_T + o * stride + margin - offset, stride, x_pairs + i * positions,
-                                     16 * positions, dw + (o * 9 + tap) * ci + i, 9 * ci, used, first == 0);
+#pragma omp for collapse(2) schedule(static)
+            for (long i = 0; i < ci; i += 32) {
+                for (long part = 0; part < parts; part++) {
+                    pair_up(x + first * area * ci + i, ci, x_pairs, end, margin, group);
+                    for (long o = co / parts * part; o < co / parts * (part + 1); o += 32) {
+                        for (long task = 0; task < 6; task++) {
+                            const bfloat16 *half = x_pairs + task / 3 * 2 * group, *at[3];
+                            for (long tap = 0; tap < 3; tap++) {
+                                long begin = margin + (task % 3 - 1) * row + tap - 1;
+                                at[tap] = half + (begin & 1) * group + begin / 2 * 32;
+                            }
+                            weight_tiles(turned + o * stride, stride, at[0], at[1], at[2],
+                                         dw + (o * 9 + task % 3 * 3) * ci + i + task / 3 * 16, ci, rounded_up(end, 32),
+                                         first == 0);
+                        }
                     }
                 }
             }
         }
         _tile_release();
+        free(x_pairs);
     }
-    free(gradient_T), free(x_pairs), free(unpooled);
+    free(turned);
 }
 
 /* ---- batch normalization + GELU over grids; scale and shift are per channel ---- */
