@@ -49,18 +49,11 @@ def load_splits(
         UsageError: the data set is unknown, or too small for that many validation images.
         DataError: a file is damaged, or no source has it.
     """
-    from thumbnet.data.listing import is_own_data
-
-    known = known_names()
-    if config.name not in known and is_own_data(config.name):
+    lasting_name(config.name)  # tells of an unknown one
+    if config.name not in known_names():
         from thumbnet.data.folder import load_own
 
         return load_own(config, cache_dir(data_dir), note)
-    if config.name not in known:
-        raise UsageError(
-            f"unknown data set '{config.name}'{did_you_mean(config.name, known)}\n"
-            "one's own pictures are named by a folder that exists, or a .csv file"
-        )
     return _load_known(config, cache_dir(data_dir), offline=offline, note=note)
 
 
@@ -75,11 +68,22 @@ def known_class_names(name: str) -> tuple[str, ...] | None:
 
 
 def lasting_name(name: str) -> str:
-    """Return the name of a data set so that it means the same in any current folder: a path becomes absolute."""
+    """Return the name of a data set so that it means the same in any current folder: a path becomes absolute.
+
+    Raises:
+        UsageError: it is neither a known name nor a path.
+    """
     from thumbnet.data.listing import is_own_data
 
-    own = name not in known_names() and is_own_data(name)
-    return str(Path(name).expanduser().absolute()) if own else name
+    known = known_names()
+    if name in known:
+        return name
+    if not is_own_data(name):
+        raise UsageError(
+            f"unknown data set '{name}'{did_you_mean(name, known)}\n"
+            "one's own pictures are named by a folder that exists, or a .csv file"
+        )
+    return str(Path(name).expanduser().absolute())
 
 
 def known_names() -> list[str]:
