@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -75,9 +77,29 @@ def test_what_cannot_be_used_is_said_in_a_few_lines(
     assert not os.listdir(tmp_path), "nothing was made"  # noqa: PTH208
 
 
-def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--preset", "none", "--debug"]) == 2
-    assert "Traceback" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments", [["train", "--preset", "none", "--debug"], ["--debug", "train", "--preset", "none"]]
+)
+def test_debug_shows_the_traceback(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "unknown preset 'none'" in error
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_step_leaves_no_run(
+    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thumbnet import data
+
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(number)
+        raise AssertionError("the signal should have ended the command")
+
+    monkeypatch.setattr(data, "load_splits", interrupted)
+    assert main(["train", "--data", "shapes", "--out", str(tmp_path)]) == code
+    assert not list(tmp_path.iterdir())
 
 
 TUTORIAL_TRAIN = (

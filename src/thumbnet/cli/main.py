@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
+import threading
 import traceback
 from typing import TYPE_CHECKING
 
@@ -12,10 +15,10 @@ from thumbnet.cli.flags import Parser
 from thumbnet.errors import ThumbnetError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 COMMANDS = ("train", "eval", "predict", "data", "info", "doctor", "bench")
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 
 def build_parser() -> Parser:
@@ -40,24 +43,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 failed, 2 usage, 3 data, 130 Ctrl-C, 143 SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
     try:
-        parsed, unknown = build_parser().parse_known_args(arguments)
-        if unknown:
-            parsed.parser.reject_unknown(unknown)
-        code: int = importlib.import_module(f"thumbnet.cli.{parsed.command}").run(parsed)
+        with _sigterm_unwinds():
+            parsed, unknown = build_parser().parse_known_args([word for word in arguments if word != "--debug"])
+            if unknown:
+                parsed.parser.reject_unknown(unknown)
+            code: int = importlib.import_module(f"thumbnet.cli.{parsed.command}").run(parsed)
     except ThumbnetError as error:
-        if "--debug" in arguments:
+        if debug:
             traceback.print_exc()
         print(f"thumbnet: error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        # SIGTERM comes as a KeyboardInterrupt that carries its exit code.
+        code = interrupt.args[0] if interrupt.args else EXIT_INTERRUPTED
         print("thumbnet: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`thumbnet info | head`): nobody is left to tell.
         sys.stderr.close()
         return 1
     return code
+
+
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that half-made things are cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def unwind(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(EXIT_TERMINATED)
+
+    previous = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":

@@ -99,30 +99,34 @@ def run(args: argparse.Namespace) -> int:
         note("\n".join(machine_lines(describe_machine(args.data_dir))))
     if args.devices > 1:
         note(f"--devices {args.devices}: training uses one device, {engine.device()}")
-    # From here on, so that a Ctrl-C at any time leaves no half-made run without a word.
-    with StopSignal() as stop:
-        this_run, recipe, load = _begin(args)
-        with this_run.lock(), Console(args.log_format, log_path=this_run.path / "log.txt") as console:
-            if args.resume is not None:
-                # Under the lock: the recipe of a run that another process trains must not change.
-                this_run.change_recipe(recipe)
-            training = open_training(this_run, load(), console, resume=args.resume is not None)
-            for line in _opening_lines(training):
-                console.note(line)
-            start_seconds: list[float] = []
+    this_run, recipe, load = _begin(args)
+    with this_run.lock(), Console(args.log_format, log_path=this_run.path / "log.txt") as console:
+        if args.resume is not None:
+            # Under the lock: the recipe of a run that another process trains must not change.
+            this_run.change_recipe(recipe)
+        training = open_training(this_run, load(), console, resume=args.resume is not None)
+        for line in _opening_lines(training):
+            console.note(line)
+        start_seconds: list[float] = []
+        # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
+        with StopSignal() as stop:
             try:
                 outcome = training.fit(stop, lambda: start_seconds.append(engine.process_age_s()))
             except DivergedError as error:
                 raise DivergedError(f"{error}\nrun: {this_run.path}") from error
-            if outcome.stopped_by:
-                console.note(f"stopped at step {outcome.steps}, saved; to go on: {this_run.resume_command}")
-                return stop.exit_code
+        if outcome.stopped_by:
+            console.note(f"stopped at step {outcome.steps}, saved; to go on: {this_run.resume_command}")
+            return stop.exit_code
+        try:
             result = conclude(training, outcome, start_seconds[0])
-            console.note(_speed_line(outcome, result))
-        if args.json:
-            print(json.dumps(result))
-        else:
-            print("\n".join(_result_lines(this_run, result)))
+        except KeyboardInterrupt:
+            console.note(f"stopped in the final evaluation, all steps are saved; to go on: {this_run.resume_command}")
+            raise
+        console.note(_speed_line(outcome, result))
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print("\n".join(_result_lines(this_run, result)))
     return 0
 
 
