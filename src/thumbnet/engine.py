@@ -75,10 +75,14 @@ def resolve_precision(requested: PrecisionName = "auto") -> Precision:
     return Precision(name="fp32", why="the processor has no bf16 instructions, and emulated bf16 is slower than fp32")
 
 
+def cpu_flags() -> frozenset[str]:
+    """Return all the processor's instruction sets, in the kernel's names; empty where it does not tell."""
+    return frozenset(_cpuinfo("flags").split())
+
+
 def cpu_features() -> frozenset[str]:
-    """Return the processor's instruction sets that matter here, in the kernel's names; empty where it does not tell."""
-    known = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
-    return frozenset(known & set(_cpuinfo("flags").split()))
+    """Return the instruction sets among them that decide the arithmetic."""
+    return cpu_flags() & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
 
 
 def cpu_name() -> str:

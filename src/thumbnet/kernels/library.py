@@ -16,7 +16,7 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from thumbnet.engine import cpu_features, cpu_name
+from thumbnet.engine import cpu_flags, cpu_name
 
 SOURCES = ("pool_norm.c", "speed_net.c")
 HEADERS = ("pool_norm.h",)
@@ -67,8 +67,8 @@ def load_library() -> Library:
     if openmp is None:
         return Library(handle=None, why="PyTorch's OpenMP runtime was not found")
     folder = Path(str(resources.files("thumbnet.kernels")))
-    # -march=native makes the result fit this processor alone, so the processor is part of the name.
-    key = hashlib.sha256("\n".join([cpu_name(), *sorted(cpu_features()), *FLAGS, openmp]).encode())
+    # -march=native makes the result fit this processor alone, so all that it can do is part of the name.
+    key = hashlib.sha256("\n".join([cpu_name(), *sorted(cpu_flags()), *FLAGS, openmp]).encode())
     for source in (*SOURCES, *HEADERS):
         key.update((folder / source).read_bytes())
     path = platformdirs.user_cache_path("thumbnet") / f"kernels-{key.hexdigest()[:16]}.so"
