@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,14 +9,16 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from thumbnet.cli.main import main
 from thumbnet.config import DataConfig
 from thumbnet.data import known_class_names, load_splits, svhn
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.description import Archive, Limits
-from thumbnet.data.svhn import CLASS_NAMES, MatFile, load_svhn, read_mat
+from thumbnet.data.svhn import CLASS_NAMES, DigitSet, MatFile, digit_sets, find_or_convert, load_svhn, read_mat
 from thumbnet.errors import DataError
 
 COUNTS = {"train": 30, "test": 12, "extra": 25}
+LIMITS = Limits(timeout_s=0.3)
 NOWHERE = "http://127.0.0.1:9"  # the discard port: refuses at once
 
 
@@ -28,10 +31,13 @@ class Digits:
     digits: dict[str, np.ndarray]
     files: dict[str, MatFile]
 
+    def named(self, name: str = "svhn") -> DigitSet:
+        training = ("train",) if name == "svhn" else ("train", "extra")
+        return DigitSet(name=name, train=tuple(self.files[split] for split in training), test=self.files["test"])
+
     def load(self, root: Path, name: str = "svhn", **how: object) -> tuple[ImageDataset, ImageDataset]:
-        training = tuple(self.files[split] for split in (("train",) if name == "svhn" else ("train", "extra")))
-        how = {"offline": True, "note": lambda _: None} | how
-        return load_svhn(name, root, training=training, test=self.files["test"], limits=Limits(timeout_s=0.3), **how)
+        find_or_convert(self.named(name), root, **{"offline": True, "note": print, "limits": LIMITS} | how)
+        return load_svhn(self.named(name), root, offline=True, note=print)
 
 
 def describe(path: Path, images: int, url: str = NOWHERE) -> MatFile:
@@ -183,8 +189,11 @@ def test_damaged_records_are_refused(published: Digits, at_hand: Path):
     data = bytearray(path.read_bytes())
     data[3073 * 4] = 77
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"record 4 .*has label 77, expected 0 to 9\.\nDelete that file"):
+    with pytest.raises(DataError, match=r"record 4 .*has label 77, expected 0 to 9\.\n`thumbnet data download svhn`"):
         published.load(at_hand)
+    notes: list[str] = []
+    check(published.load(at_hand, repair=True, note=notes.append)[0], published, "train")
+    assert "has label 77, expected 0 to 9; it will be made anew" in notes[0]
     path.unlink()
     check(published.load(at_hand)[0], published, "train")
 
@@ -253,7 +262,8 @@ def test_a_file_cut_short_is_refused(tmp_path: Path):
 
 
 def test_what_was_published():
-    assert [file.archive.name for file in svhn.TRAINING_FILES["svhn-extra"]] == ["train_32x32.mat", "extra_32x32.mat"]
+    names = [file.archive.name for file in digit_sets()["svhn-extra"].files]
+    assert names == ["train_32x32.mat", "extra_32x32.mat", "test_32x32.mat"]
     assert (svhn.TRAIN.images, svhn.TEST.images, svhn.EXTRA.images) == (73_257, 26_032, 531_131)
     assert (svhn.TRAIN.archive.size_bytes, svhn.TEST.archive.size_bytes) == (182_040_794, 64_275_384)
     assert known_class_names("svhn") == known_class_names("svhn-extra") == CLASS_NAMES == tuple("0123456789")
@@ -262,6 +272,27 @@ def test_what_was_published():
 def test_it_is_a_data_set_known_by_name(tmp_path: Path):
     with pytest.raises(DataError, match=r"train_32x32\.mat is not in"):
         load_splits(DataConfig(name="svhn"), data_dir=tmp_path, offline=True)
+
+
+def test_the_command_fetches_and_checks_it(
+    published: Digits, at_hand: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(svhn, "digit_sets", lambda: {name: published.named(name) for name in ("svhn", "svhn-extra")})
+    where = ["--data-dir", str(at_hand), "--offline"]
+    assert main(["data", "verify", "svhn", *where]) == 3
+    assert "not there yet; `thumbnet data download svhn` fetches it" in capsys.readouterr().err
+    assert main(["data", "download", "svhn", *where]) == 0
+    assert capsys.readouterr().out == f"{at_hand / 'svhn'}\n"
+    for names in (["svhn"], []):
+        assert main(["data", "verify", *names, *where]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"svhn: {at_hand / 'svhn' / name}_32x32.bin: right, {COUNTS[name]} records" for name in ("train", "test")
+        ]
+    os.truncate(at_hand / "svhn" / "test_32x32.bin", 3073)
+    assert main(["data", "verify", *where]) == 3
+    assert "3,073 bytes, expected 36,876 (12 records)" in capsys.readouterr().out
+    assert main(["data", "download", "svhn", *where]) == 0
+    assert main(["data", "verify", *where]) == 0
 
 
 def test_the_note_names_what_was_converted(published: Digits, at_hand: Path):

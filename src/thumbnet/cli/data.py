@@ -6,12 +6,9 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thumbnet.cli.flags import add_data_flags, note, whole_number
-
-if TYPE_CHECKING:
-    from thumbnet.data.description import RecordSet
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
         description="Fetch data sets into the cache: from the official archive, or else from a second source; verified "
         "before they are kept. Files that are there and right are left as they are, damaged ones are replaced.",
     )
-    download.add_argument("names", nargs="*", metavar="NAME", help="cifar10, cifar100 (cifar10)")
+    download.add_argument("names", nargs="*", metavar="NAME", help="cifar10, cifar100, svhn, svhn-extra (cifar10)")
 
     verify = actions.add_parser(
         "verify",
@@ -38,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
         description="Check size and hash of every file of the data sets in the cache, and name the file, and the "
         "record where that can be told, that is wrong. Exits with 3 if any is.",
     )
-    verify.add_argument("names", nargs="*", metavar="NAME", help="cifar10, cifar100 (those in the cache)")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="names as for download (those in the cache)")
 
     show = actions.add_parser(
         "show",
@@ -66,14 +63,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _download(args: argparse.Namespace) -> int:
-    from thumbnet.data import cache_dir
+    from thumbnet.data import cache_dir, record_sets
     from thumbnet.data.sources import find_or_fetch
+    from thumbnet.data.svhn import digit_sets, find_or_convert
 
-    datasets = _named(args.names or ["cifar10"])
+    root = cache_dir(args.data_dir)
     folders = {}
-    for dataset in datasets:
-        folder = find_or_fetch(dataset, cache_dir(args.data_dir), offline=args.offline, note=note, repair=True)
-        folders[dataset.name] = str(folder)
+    for name in _named(args.names or ["cifar10"]):
+        if name in digit_sets():
+            folder = find_or_convert(digit_sets()[name], root, offline=args.offline, note=note, repair=True)
+        else:
+            folder = find_or_fetch(record_sets()[name], root, offline=args.offline, note=note, repair=True)
+        folders[name] = str(folder)
     print(json.dumps(folders) if args.json else "\n".join(folders.values()))
     return 0
 
@@ -82,17 +83,23 @@ def _verify(args: argparse.Namespace) -> int:
     from thumbnet.data import cache_dir, record_sets
     from thumbnet.data.progress import transfer
     from thumbnet.data.sources import folder_of
+    from thumbnet.data.svhn import converted_set, digit_sets
     from thumbnet.data.verify import check_files, missing_files
     from thumbnet.errors import DataError
 
     root = cache_dir(args.data_dir)
-    datasets = _named(args.names)
-    if not args.names:
+    names = _named(args.names)
+    converted = [converted_set(digits, root) for name, digits in digit_sets().items() if name in names or not names]
+    datasets = [dataset for name, dataset in record_sets().items() if name in names]
+    if not names:
         datasets = [
             dataset
             for dataset in record_sets().values()
             if len(missing_files(dataset, folder_of(dataset, root))) < len(dataset.files)
         ]
+    elif None in converted:
+        raise DataError(f"{root}: not there yet; `thumbnet data download {' '.join(names)}` fetches it")
+    datasets += [dataset for dataset in converted if dataset is not None]
     if not datasets:
         raise DataError(f"{root}: there is no data set to check; `thumbnet data download` fetches one")
     reports = {}
@@ -132,7 +139,8 @@ def _show(args: argparse.Namespace) -> int:
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed is {args.seed}: it must be from 0 to 2**63 - 1")
     distort = load_preset(args.preset).distort
-    train = load_splits(DataConfig(name=args.data), data_dir=args.data_dir, offline=args.offline, note=note).train
+    data = DataConfig(name=args.data, skip_bad=True)
+    train = load_splits(data, data_dir=args.data_dir, offline=args.offline, note=note).train
     chosen = sample(train, args.count, seed=args.seed)
     title = f"{train.name}: {len(chosen)} of {len(train):,} training images, distorted as by the preset {args.preset}"
     page = draw_mosaic(train, distort, chosen, seed=args.seed, title=title)
@@ -149,18 +157,19 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _named(names: list[str]) -> list[RecordSet]:
-    """Return the data sets of these names; raises `UsageError` for one that is unknown or is not fetched."""
+def _named(names: list[str]) -> list[str]:
+    """Return names without repeats; raises `UsageError` for one that is unknown or is not fetched."""
     from thumbnet.data import record_sets
+    from thumbnet.data.svhn import digit_sets
     from thumbnet.errors import UsageError, did_you_mean
 
-    known = record_sets()
+    known = [*record_sets(), *digit_sets()]
     for name in names:
         if name == "shapes":
             raise UsageError("shapes is drawn by the program: there is nothing to fetch or to check")
         if name not in known:
             raise UsageError(f"unknown data set '{name}'{did_you_mean(name, known)}")
-    return [known[name] for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(names))
 
 
 def _writable(out: Path) -> Path:

@@ -61,10 +61,10 @@ def known_class_names(name: str) -> tuple[str, ...] | None:
     """Return the classes of a data set known by name, in label order; None for any other."""
     from thumbnet.data.shapes import CLASS_NAMES as SHAPES
     from thumbnet.data.svhn import CLASS_NAMES as DIGITS
-    from thumbnet.data.svhn import TRAINING_FILES
+    from thumbnet.data.svhn import digit_sets
 
     fetched = {dataset.name: dataset.class_names for dataset in record_sets().values()}
-    return (fetched | dict.fromkeys(TRAINING_FILES, DIGITS) | {"shapes": SHAPES}).get(name)
+    return (fetched | dict.fromkeys(digit_sets(), DIGITS) | {"shapes": SHAPES}).get(name)
 
 
 def lasting_name(name: str) -> str:
@@ -88,9 +88,9 @@ def lasting_name(name: str) -> str:
 
 def known_names() -> list[str]:
     """Return the names of the data sets known by name."""
-    from thumbnet.data.svhn import TRAINING_FILES
+    from thumbnet.data.svhn import digit_sets
 
-    return [*record_sets(), *TRAINING_FILES, "shapes"]
+    return [*record_sets(), *digit_sets(), "shapes"]
 
 
 def _load_known(config: DataConfig, cache: Path, *, offline: bool, note: Callable[[str], None]) -> Splits:
@@ -98,12 +98,12 @@ def _load_known(config: DataConfig, cache: Path, *, offline: bool, note: Callabl
     from thumbnet.data.dataset import Splits, open_records, split_validation
     from thumbnet.data.shapes import draw_shapes
     from thumbnet.data.sources import find_or_fetch
-    from thumbnet.data.svhn import TRAINING_FILES, load_svhn
+    from thumbnet.data.svhn import digit_sets, load_svhn
 
     if config.name == "shapes":
         train, test = draw_shapes()
-    elif config.name in TRAINING_FILES:
-        train, test = load_svhn(config.name, cache, offline=offline, note=note)
+    elif config.name in digit_sets():
+        train, test = load_svhn(digit_sets()[config.name], cache, offline=offline, note=note)
     else:
         dataset = record_sets()[config.name]
         folder = find_or_fetch(dataset, cache, offline=offline, note=note)

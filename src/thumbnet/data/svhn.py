@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,60 +63,128 @@ TRAIN = _mat("train", 73_257, 182_040_794, "435e94d69a87fde4fd4d7f3dd208dfc32cb6
 TEST = _mat("test", 26_032, 64_275_384, "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b")
 EXTRA = _mat("extra", 531_131, 1_329_278_602, "a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3")
 
-TRAINING_FILES = {"svhn": (TRAIN,), "svhn-extra": (TRAIN, EXTRA)}
-"""Name of the data set -> the files it trains on; both test on `TEST`."""
+
+@dataclass(frozen=True, kw_only=True)
+class DigitSet:
+    """Files to train on, and one to test on."""
+
+    name: str
+    """What `--data` calls it."""
+    train: tuple[MatFile, ...]
+    """Training files, in order."""
+    test: MatFile
+    """Test file."""
+
+    @property
+    def files(self) -> tuple[MatFile, ...]:
+        """All files, training first."""
+        return (*self.train, self.test)
 
 
-def load_svhn(
-    name: str,
+def digit_sets() -> dict[str, DigitSet]:
+    """Return the sets by name: `svhn`, and `svhn-extra` with the 531,131 easier pictures to train on too."""
+    return {
+        "svhn": DigitSet(name="svhn", train=(TRAIN,), test=TEST),
+        "svhn-extra": DigitSet(name="svhn-extra", train=(TRAIN, EXTRA), test=TEST),
+    }
+
+
+def load_svhn(digits: DigitSet, root: Path, *, offline: bool, note: Note) -> tuple[ImageDataset, ImageDataset]:
+    """Return training and test pictures, fetched and converted at first use.
+
+    Arguments and errors are those of `find_or_convert`.
+    """
+    folder = find_or_convert(digits, root, offline=offline, note=note)
+    train, test = (
+        open_records(digits.name, CLASS_NAMES, LAYOUT, [folder / file.records for file in files])
+        for files in (digits.train, (digits.test,))
+    )
+    return train, test
+
+
+def find_or_convert(
+    digits: DigitSet,
     root: Path,
     *,
     offline: bool,
     note: Note,
-    training: tuple[MatFile, ...] | None = None,
-    test: MatFile = TEST,
+    repair: bool = False,
     limits: Limits | None = None,
-) -> tuple[ImageDataset, ImageDataset]:
-    """Return training and test pictures, fetched and converted at first use.
+) -> Path:
+    """Return the folder that holds the records of a set, after fetching and converting its files if need be.
 
     Args:
-        name: svhn, or svhn-extra with the 531,131 easier pictures to train on too.
+        digits: the set.
         root: the cache; it, or the folder `svhn` in it, may hold the .mat files.
         offline: never touch the network.
         note: gets lines for the user.
-        training: files to train on; those of the name if None.
-        test: file to test on.
+        repair: convert anew what is damaged instead of raising.
         limits: how long the download may take.
 
     Raises:
         DataError: a file is damaged or not what it should be, no source has it, or the cache cannot be written.
     """
-    training = training or TRAINING_FILES[name]
-    files = (*training, test)
-    folder = root if root.name == FOLDER else root / FOLDER
+    folder = _folder(root)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        waiting = f"{name}: another process is fetching or converting it; waiting for that"
+        waiting = f"{digits.name}: another process is fetching or converting it; waiting for that"
         with locked(folder / ".lock", waiting, note):
-            converted = _read_converted(folder)
-            for file in files:
-                if file.records not in converted or not (folder / file.records).exists():
+            problems = _damaged(digits, folder)
+            if problems and not repair:
+                raise DataError(
+                    f"{next(iter(problems.values()))}.\n"
+                    f"`thumbnet data download {digits.name}` makes it anew from the .mat file, fetched if need be."
+                )
+            for name, problem in problems.items():
+                note(f"{problem}; it will be made anew")
+                (folder / name).unlink()
+            for file in digits.files:
+                if not _is_converted(file, folder):
                     with _mat_file(file, root, folder, offline=offline, note=note, limits=limits or Limits()) as path:
-                        note(f"{path.name}: converting {file.images:,} pictures, which is done once")
-                        converted[file.records] = _convert(path, folder / file.records, file.images)
-                    _replace(folder / _CONVERTED, json.dumps(converted, indent=1).encode())
+                        _convert(path, file, folder, note)
     except OSError as error:
         raise DataError(
             f"{error.filename or folder}: cannot write to the data folder: {error.strerror or error}.\n"
             "Make room or make it writable, or choose another folder with --data-dir."
         ) from error
-    _check_records(files, converted, folder)
-    note(f"{name}: from {folder}")
-    train_set, test_set = (
-        open_records(name, CLASS_NAMES, LAYOUT, [folder / file.records for file in part])
-        for part in (training, (test,))
+    note(f"{digits.name}: from {folder}")
+    return folder
+
+
+def converted_set(digits: DigitSet, root: Path) -> RecordSet | None:
+    """Return the records of a set as a data set whose files can be checked; None if they are not all there yet."""
+    folder = _folder(root)
+    if not all(_is_converted(file, folder) for file in digits.files):
+        return None
+    digests = _read_converted(folder)
+    train, test = (
+        tuple(RecordFile(name=file.records, records=file.images, digest=digests[file.records]) for file in files)
+        for files in (digits.train, (digits.test,))
     )
-    return train_set, test_set
+    return RecordSet(
+        name=digits.name,
+        class_names=CLASS_NAMES,
+        layout=LAYOUT,
+        folder=FOLDER,
+        train=train,
+        test=test,
+        archive=digits.test.archive,
+    )
+
+
+def _folder(root: Path) -> Path:
+    return root if root.name == FOLDER else root / FOLDER
+
+
+def _damaged(digits: DigitSet, folder: Path) -> dict[str, str]:
+    """Return the files of records that are not as they were written -> what is wrong with them."""
+    dataset = converted_set(digits, folder)
+    reports = check_files(dataset, folder) if dataset else []
+    return {report.path.name: report.problem for report in reports if report.problem}
+
+
+def _is_converted(file: MatFile, folder: Path) -> bool:
+    return file.records in _read_converted(folder) and (folder / file.records).exists()
 
 
 def _read_converted(folder: Path) -> dict[str, str]:
@@ -126,24 +194,6 @@ def _read_converted(folder: Path) -> dict[str, str]:
         return {str(name): str(digest) for name, digest in converted.items()}
     except (OSError, ValueError, AttributeError):
         return {}
-
-
-def _check_records(files: Sequence[MatFile], converted: Mapping[str, str], folder: Path) -> None:
-    """Raise `DataError` unless the records are as they were written."""
-    dataset = RecordSet(
-        name=FOLDER,
-        class_names=CLASS_NAMES,
-        layout=LAYOUT,
-        folder=FOLDER,
-        train=tuple(
-            RecordFile(name=file.records, records=file.images, digest=converted[file.records]) for file in files
-        ),
-        test=(),
-        archive=files[0].archive,
-    )
-    for report in check_files(dataset, folder):
-        if report.problem:
-            raise DataError(f"{report.problem}.\nDelete that file: it is made anew from the .mat file.")
 
 
 @contextmanager
@@ -190,25 +240,27 @@ def _problem(path: Path, archive: Archive) -> str | None:
     return None
 
 
-def _convert(path: Path, target: Path, images: int) -> str:
-    """Write the records of a .mat file, and return their digest.
+def _convert(path: Path, file: MatFile, folder: Path, note: Note) -> None:
+    """Write the records of a .mat file, and their digest into the file that keeps those.
 
     Raises:
         DataError: it is no MATLAB file of digits.
     """
-    images_HWCN, labels = read_mat(path, images)
+    note(f"{file.archive.name}: converting {file.images:,} pictures, which is done once")
+    images_HWCN, labels = read_mat(path, file.images)
     state = new_hash("sha256:")
-    beside = target.with_name(f".tmp-{target.name}")
+    beside = folder / f".tmp-{file.records}"
     with beside.open("wb") as output:
-        for start in range(0, images, _RECORDS_AT_A_TIME):
+        for start in range(0, file.images, _RECORDS_AT_A_TIME):
             part = slice(start, start + _RECORDS_AT_A_TIME)
             records = LAYOUT.pack(images_HWCN[..., part].transpose(3, 0, 1, 2), labels[part])
             state.update(records.data)
             output.write(records.data)
         output.flush()
         os.fsync(output.fileno())
-    beside.replace(target)
-    return f"sha256:{state.hexdigest()}"
+    beside.replace(folder / file.records)
+    converted = _read_converted(folder) | {file.records: f"sha256:{state.hexdigest()}"}
+    _replace(folder / _CONVERTED, json.dumps(converted, indent=1).encode())
 
 
 def _replace(path: Path, data: bytes) -> None:
