@@ -54,7 +54,7 @@ def test_epochs_replace_steps_and_the_other_way_round() -> None:
         ("optimizer.learning_rat", 0.1, "did you mean 'learning_rate'"),
         ("optimiser.learning_rate", 0.1, "did you mean 'optimizer'"),
         ("optimizer.learning_rate", math.nan, "must be at least 0"),
-        ("optimizer.learning_rate", math.inf, "must be at least 0"),
+        ("optimizer.learning_rate", math.inf, "must be at least 0 and finite"),
         ("optimizer.learning_rate", "fast", "expected float"),
         ("optimizer.learning_rate", -0.1, "optimizer.learning_rate is -0.1"),
         ("optimizer.momentum", 1.0, "below 1"),
@@ -79,6 +79,7 @@ def test_epochs_replace_steps_and_the_other_way_round() -> None:
         ("data.validation", -1, "at least 0"),
         ("seed", -1, "at least 0"),
         ("seed.deep", 1, "expected int"),
+        ("data", "cifar10", "data is 'cifar10', expected keys of its own"),
     ],
 )
 def test_impossible_values_are_refused_by_name(key: str, value: object, expected: str) -> None:

@@ -165,18 +165,6 @@ class TrainConfig:
     """Newest checkpoints kept, beside the best by validation."""
 
 
-_TRAIN_LIMITS = {
-    "steps": 0,
-    "epochs": 0,
-    "time_limit_s": 0,
-    "log_every": 1,
-    "summary_every": 0,
-    "checkpoint_every_steps": 0,
-    "checkpoint_every_s": 0,
-    "keep": 1,
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides what a training computes."""
@@ -255,7 +243,8 @@ def _limit(key: str, value: float, low: float, high: float = math.inf, *, below:
     """Raise `UsageError` unless low <= value <= high (value < high if `below`); NaN and infinity are outside."""
     if math.isfinite(value) and low <= value <= high and not (below and value == high):
         return
-    upper = "" if high == math.inf else f" and {'below' if below else 'at most'} {high:g}"
+    upper = f" and {'below' if below else 'at most'} {high:g}" if high < math.inf else ""
+    upper = upper or ("" if math.isfinite(value) else " and finite")
     raise UsageError(f"{key} is {value}: it must be at least {low:g}{upper}")
 
 
@@ -357,4 +346,5 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return float(value)
     if origin is None and type(value) is hint:
         return value
-    raise UsageError(f"{where}: {key} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+    expected = "keys of its own" if dataclasses.is_dataclass(hint) else getattr(hint, "__name__", hint)
+    raise UsageError(f"{where}: {key} is {value!r}, expected {expected}")

@@ -109,6 +109,41 @@ def test_more_images_in_a_batch_than_there_are(tmp_path: Path, capsys: pytest.Ca
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model", "clasic"], "did you mean 'classic'"),
+        (["--set", "model.options.widths=3"], "model.options.widths: no such option of 'classic' - known: initial_std"),
+        (["--set", 'model.options.initial_std="wide"'], "'classic' cannot be built"),
+        (["--set", "optimizer.weight_decay.conv9=0.1"], "optimizer.weight_decay.conv9: no such layer"),
+        (["--epochs", "2"], "--steps and --epochs: give one of the two"),
+    ],
+)
+def test_an_impossible_network_or_length_is_refused_before_anything_is_done(
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The data set would have to be fetched: the answer comes before that.
+    cache = tmp_path / "cache"
+    command = ["train", "--data", "cifar10", "--offline", "--steps", "1", "--data-dir", str(cache), "--out"]
+    assert main([*command, str(tmp_path / "runs"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.splitlines()) <= 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_while_the_network_is_built_a_new_run_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thumbnet.training.session.new_state", interrupt)
+    assert main(["train", *SMALL, "--steps", "1", "--out", str(tmp_path)]) == 130
+    assert not list(tmp_path.iterdir())
+    capsys.readouterr()
+
+
 def test_an_out_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from thumbnet.errors import UsageError
 if TYPE_CHECKING:
     from thumbnet.config import Recipe
     from thumbnet.data.dataset import Splits
+    from thumbnet.monitor.console import Console
     from thumbnet.runs.run import Run
     from thumbnet.training.loop import Outcome, Training
 
@@ -92,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from thumbnet.errors import DivergedError
     from thumbnet.monitor.console import Console
     from thumbnet.monitor.signals import StopSignal
-    from thumbnet.training.session import conclude, open_training
+    from thumbnet.training.session import conclude
 
     engine.prepare(args.threads)
     if args.log_device_placement:
@@ -104,9 +106,7 @@ def run(args: argparse.Namespace) -> int:
         if args.resume is not None:
             # Under the lock: the recipe of a run that another process trains must not change.
             this_run.change_recipe(recipe)
-        training = open_training(this_run, load(), console, resume=args.resume is not None)
-        for line in _opening_lines(training):
-            console.note(line)
+        training = _open(this_run, load, console, resume=args.resume is not None)
         start_seconds: list[float] = []
         # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
         with StopSignal() as stop:
@@ -140,6 +140,8 @@ def overrides_of(args: argparse.Namespace) -> dict[str, object]:
     if args.time:
         # Time alone decides the length, unless steps or epochs are given too.
         overrides |= {"train.time_limit_s": args.time, "train.steps": 0, "train.epochs": 0.0}
+    if getattr(args, "train.steps") is not None and getattr(args, "train.epochs") is not None:
+        raise UsageError("--steps and --epochs: give one of the two")
     for _, _, key, _, _ in RECIPE_FLAGS:
         if getattr(args, key) is not None:
             overrides[key] = getattr(args, key)
@@ -197,6 +199,21 @@ def _new_recipe(args: argparse.Namespace, overrides: dict[str, object]) -> Recip
     if args.recipe:
         return load_recipe(args.recipe, overrides)
     return load_preset(args.preset or DEFAULT_PRESET, overrides)
+
+
+def _open(this_run: Run, load: Callable[[], Splits], console: Console, *, resume: bool) -> Training:
+    """Build the training and say what it is; a new run that does not come so far leaves no folder."""
+    from thumbnet.training.session import open_training
+
+    try:
+        training = open_training(this_run, load(), console, resume=resume)
+        for line in _opening_lines(training):
+            console.note(line)
+    except BaseException:
+        if not resume:
+            shutil.rmtree(this_run.path, ignore_errors=True)
+        raise
+    return training
 
 
 def _opening_lines(training: Training) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -32,11 +33,16 @@ def build_model(config: ModelConfig, *, num_classes: int, crop: int, channels: i
     The weights are drawn from torch's global generator: seed it first for a repeatable start.
 
     Raises:
-        UsageError: the network's name or one of its options is unknown.
+        UsageError: the network's name or one of its options is unknown, or an option has an impossible value.
     """
     if config.name not in MODELS:
         raise UsageError(f"unknown model '{config.name}'{did_you_mean(config.name, MODELS)}")
+    build = MODELS[config.name]
+    known = inspect.signature(build).parameters.keys() - {"num_classes", "crop", "channels"}
+    for option in config.options:
+        if option not in known:
+            raise UsageError(f"model.options.{option}: no such option of '{config.name}'{did_you_mean(option, known)}")
     try:
-        return MODELS[config.name](num_classes=num_classes, crop=crop, channels=channels, **config.options)
-    except TypeError as error:
-        raise UsageError(f"model '{config.name}': {error}") from error
+        return build(num_classes=num_classes, crop=crop, channels=channels, **config.options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"model.options is {config.options}: '{config.name}' cannot be built: {error}") from error

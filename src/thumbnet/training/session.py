@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from thumbnet import engine
@@ -27,11 +28,13 @@ from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
 from thumbnet.evaluation.views import ViewAverage
 from thumbnet.input.distort import draw, prepare
+from thumbnet.models import build_model
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.event_file import EventFile
 from thumbnet.runs.facts import check_facts, write_facts
 from thumbnet.runs.run import Run
 from thumbnet.training.loop import Outcome, Training, length_of
+from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.state import new_state
 
 # What a resumed training may change: how long it goes on and what it writes, never what a step computes.
@@ -58,6 +61,7 @@ def start_run(recipe: Recipe, out: Path, name: str | None, load: Callable[[Recip
         DataError: the data cannot be had.
     """
     precision = engine.resolve_precision(recipe.train.precision)
+    check_network(recipe)
     recipe = dataclasses.replace(
         recipe,
         train=dataclasses.replace(recipe.train, precision=precision.name),
@@ -74,6 +78,17 @@ def start_run(recipe: Recipe, out: Path, name: str | None, load: Callable[[Recip
         shutil.rmtree(run.path, ignore_errors=True)
         raise
     return run, splits
+
+
+def check_network(recipe: Recipe) -> None:
+    """Refuse a network or layer that there is not, before a folder is made and data is fetched.
+
+    Raises:
+        UsageError: the recipe names an unknown network, option or layer, or an option has an impossible value.
+    """
+    # Names do not depend on the number of classes or channels, which only the data tells; "meta" tensors hold nothing.
+    with torch.device("meta"):
+        build_optimizer(build_model(recipe.model, num_classes=10, crop=recipe.distort.crop), recipe.optimizer)
 
 
 def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
