@@ -148,9 +148,22 @@ void conv3x3_pack_fp32(const float* weights, bfloat16* packed, long ci, long ci_
     }
 }
 
+/* Memory that is soon needed: what works in the cache meanwhile fetches it, a line at a time. */
+typedef struct {
+    const char *next, *end;
+} Ahead;
+
+static inline void fetch(Ahead* ahead) {
+    if (ahead->next < ahead->end) {
+        _mm_prefetch(ahead->next, _MM_HINT_T1);
+        _mm_prefetch(ahead->next + 64, _MM_HINT_T1);
+        ahead->next += 128;
+    }
+}
+
 /* 32 output channels of the convolution at `positions` consecutive positions of a grid with `row` positions a row. */
 static void convolve(const bfloat16* x, const bfloat16* panel, bfloat16* out, long out_stride, long positions, long row,
-                     long ci) {
+                     long ci, Ahead* ahead) {
     float sums[32 * 32] __attribute__((aligned(64)));
     WRITTEN();
     for (long p = 0; p < positions; p += 32) {
@@ -171,6 +184,7 @@ static void convolve(const bfloat16* x, const bfloat16* panel, bfloat16* out, lo
                     _tile_loadd(5, a + 16 * ci, ci * 2);
                     _tile_dpbf16ps(2, 5, 6);
                     _tile_dpbf16ps(3, 5, 7);
+                    fetch(ahead);
                 }
             }
         }
@@ -229,13 +243,16 @@ void conv3x3_forward_bf16(const bfloat16* x, const bfloat16* packed, bfloat16* o
 #pragma omp for schedule(static)
         for (long first = 0; first < images; first += images_per_unit) {
             long count = smaller(images_per_unit, images - first);
+            const char* next = (const char*)(x + (first + count) * area * ci);
+            Ahead ahead = {next, next + smaller(images_per_unit, images - first - count) * area * ci * 2};
             for (long c = 0; c < co; c += 32) {
                 const bfloat16* panel = packed + c * 9 * ci;
                 if (!winner) {
-                    convolve(x + first * area * ci, panel, out + first * area * co + c, co, count * area, row, ci);
+                    convolve(x + first * area * ci, panel, out + first * area * co + c, co, count * area, row, ci,
+                             &ahead);
                     continue;
                 }
-                convolve(x + first * area * ci, panel, panel_out, 32, count * area, row, ci);
+                convolve(x + first * area * ci, panel, panel_out, 32, count * area, row, ci, &ahead);
                 for (long n = 0; n < count; n++) {
                     long to = (first + n) * out_area * co + c;
                     pool_panel(panel_out + n * area * 32, out + to, winner + to, height, width, co);
@@ -426,7 +443,7 @@ static void weight_tiles(const bfloat16* turned, long stride, const bfloat16* le
 
 /* dx <- gradient of the input of `conv3x3_forward`; packed are the transposed weights. */
 static void input_gradient(const bfloat16* gradient, const uint8_t* winner, const bfloat16* packed, bfloat16* dx,
-                           bfloat16* unpooled, long first, long count, long height, long width, long ci, long co) {
+                           bfloat16* unpooled, long first, long count, long images, long height, long width, long ci, long co) {
     long row = width + 1, area = (height + 1) * row, pooled_area = (height / 2 + 1) * (width / 2 + 1);
     const bfloat16* g = gradient + first * area * co;
     if (winner) {
@@ -437,7 +454,9 @@ static void input_gradient(const bfloat16* gradient, const uint8_t* winner, cons
         }
     }
     bfloat16* to = dx + first * area * ci;
-    for (long c = 0; c < ci; c += 32) convolve(g, packed + c * 9 * co, to + c, ci, count * area, row, co);
+    const char* next = (const char*)(gradient + (first + count) * (winner ? pooled_area : area) * co);
+    Ahead ahead = {next, next + smaller(count, images - first - count) * (winner ? pooled_area : area) * co * 2};
+    for (long c = 0; c < ci; c += 32) convolve(g, packed + c * 9 * co, to + c, ci, count * area, row, co, &ahead);
     for (long n = 0; n < count; n++) zero_pads(to + n * area * ci, height, width, ci);
 }
 
@@ -469,7 +488,7 @@ void conv3x3_backward_bf16(const bfloat16* gradient, const bfloat16* x, const ui
 #pragma omp for schedule(static) nowait
             for (long first = 0; first < images; first += images_per_unit)
                 input_gradient(gradient, winner, packed, dx, unpooled, first, smaller(images_per_unit, images - first),
-                               height, width, ci, co);
+                               images, height, width, ci, co);
             free(unpooled);
         }
         bfloat16* x_pairs = aligned(4 * group * 2);

@@ -1,0 +1,188 @@
+"""Presets trained from scratch over several seeds: accuracy with its spread, time, and how much of the machine is used.
+
+    python benchmarks/presets.py quick fast --seeds 3
+
+Every training is a `thumbnet train` in a process of its own, whose one look at the test set gives the figure. Around
+them, in the same run, the machine's limit (a bfloat16 matrix product, or float32 where that is what it trains in) and
+one training step with and without the compiled kernels are measured, alternating: without them the same network runs in
+plain eager PyTorch, channels-last, with the same allocator settings. Each preset gets a file under benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+MATRIX_SIDE = 4096
+STEPS = 6
+"""Steps of one round of the step measurement."""
+ROUNDS = 3
+VIEWS = {"one": 0, "mirror": 2, "shifts": 6}
+"""Passes that the multi-view figure takes."""
+
+
+def main() -> int:
+    """Train, measure, write; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("presets", nargs="*", metavar="PRESET")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each preset, seeds 0, 1, ... (3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (0)")
+    parser.add_argument("--data-dir", type=Path, help="where the data is kept")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--measure-step", metavar="PRESET", help=argparse.SUPPRESS)  # the subprocess
+    args = parser.parse_args()
+    if args.measure_step:
+        print(json.dumps(measure_step(args.measure_step)))
+        return 0
+    for preset in args.presets:
+        result = benchmark(preset, args)
+        path = args.out / f"preset-{preset}.json"
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"{path}\n{json.dumps({key: result[key] for key in result if key not in ('runs', 'machine')}, indent=2)}")
+    return 0
+
+
+def benchmark(preset: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return everything about one preset."""
+    from thumbnet import engine
+    from thumbnet.cli.doctor import describe_machine
+    from thumbnet.config import load_preset
+
+    recipe = load_preset(preset)
+    steps: dict[str, list[dict[str, float]]] = {"kernels": [], "plain": []}
+    for _ in range(ROUNDS):
+        for engine_name, found in steps.items():
+            found.append(step_apart(preset, kernels=engine_name == "kernels"))
+    runs = []
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        runs.append(train(preset, seed, args.data_dir))
+        print(f"{preset}, seed {seed}: {json.dumps(runs[-1]['test'])}, {runs[-1]['train_seconds']:.1f} s", flush=True)
+    limit = statistics.median(found["matmul_tflops"] for found in steps["kernels"])
+    macs = multiply_adds(preset)
+    images = runs[0]["steps"] * recipe.input.batch_size
+    training_flops = 2 * macs * 3 * images
+    test_flops = 2 * macs * 10_000 * (1 + VIEWS[recipe.evaluation.views])
+    seconds = spread([run["train_seconds"] for run in runs])
+    engine.prepare()
+    machine = describe_machine(args.data_dir)
+    speeds = {name: spread([found["images_per_second"] for found in rounds]) for name, rounds in steps.items()}
+    return {
+        "benchmark": "presets",
+        "preset": preset,
+        "n": len(runs),
+        "accuracy": accuracies(runs, "accuracy"),
+        "view_accuracy": accuracies(runs, "view_accuracy") if recipe.evaluation.views != "one" else None,
+        "views": recipe.evaluation.views,
+        "train_seconds": seconds,
+        "start_seconds": spread([run["start_seconds"] for run in runs]),
+        "images_per_second": spread([run["images_per_second"] for run in runs]),
+        "memory_mib": max(run["memory_mib"] for run in runs),
+        "multiply_adds": macs,
+        "pflop": round((training_flops + test_flops) / 1e15, 4),
+        "training_tflops": round(training_flops / seconds["mean"] / 1e12, 3),
+        "matmul_limit_tflops": round(limit, 3),
+        "share_of_limit": round(training_flops / seconds["mean"] / 1e12 / limit, 3),
+        "step_images_per_second": speeds,
+        "step_ratio_to_plain": round(speeds["kernels"]["median"] / speeds["plain"]["median"], 2),
+        "runs": runs,
+        "machine": {
+            key: machine[key] for key in ("cpu", "features", "cores", "threads", "python", "torch", "precision")
+        },
+    }
+
+
+def train(preset: str, seed: int, data_dir: Path | None) -> dict[str, Any]:
+    """Train one seed and return its result."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "thumbnet.cli.main", "train", "--preset", preset, "--seed", str(seed)]
+        command += ["--json", "--out", folder, *(["--data-dir", str(data_dir)] if data_dir else [])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return {"seed": seed} | {key: value for key, value in result.items() if key not in ("run", "preset")}
+
+
+def multiply_adds(preset: str) -> int:
+    """Return the multiply-adds of a network for one picture, forward."""
+    command = [sys.executable, "-m", "thumbnet.cli.main", "info", "--preset", preset, "--json"]
+    info = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return int(info["multiply_adds"])
+
+
+def step_apart(preset: str, *, kernels: bool) -> dict[str, float]:
+    """Measure steps in a process of their own."""
+    environment = os.environ | ({} if kernels else {"THUMBNET_KERNELS": "0"})
+    command = [sys.executable, __file__, "--measure-step", preset]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def measure_step(preset: str) -> dict[str, float]:
+    """Return the speed of training steps on random pictures, input left out, and that of a large matrix product."""
+    import numpy as np
+    import torch
+
+    from thumbnet import engine
+    from thumbnet.config import load_preset
+    from thumbnet.input.pipeline import Batch
+    from thumbnet.monitor.health import GradientCheck
+    from thumbnet.training.optimizers import set_rates
+    from thumbnet.training.state import new_state
+    from thumbnet.training.step import train_step
+
+    engine.prepare()
+    recipe = load_preset(preset)
+    precision = engine.resolve_precision(recipe.train.precision)
+    side, count = recipe.distort.crop, recipe.input.batch_size
+    state = new_state(recipe, num_classes=10, channels=3, examples=lambda n: torch.randn(n, 3, side, side))
+    images = torch.randn(count, 3, side, side).contiguous(memory_format=torch.channels_last)
+    batch = Batch(images=images, labels=torch.arange(count) % 10, indices=np.arange(count))
+    check = GradientCheck(state.model)
+    # As in most of a training: layers that freeze on the way are frozen.
+    set_rates(state.optimizer, factor=0.1, progress=0.99)
+    for _ in range(2):
+        train_step(state, batch, check=check, precision=precision)
+    seconds = []
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        train_step(state, batch, check=check, precision=precision)
+        seconds.append(time.perf_counter() - started)
+    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(engine.DTYPES[precision.name])
+    products = []
+    for _ in range(5):
+        started = time.perf_counter()
+        matrix @ matrix
+        products.append(time.perf_counter() - started)
+    return {
+        "images_per_second": count / statistics.median(seconds),
+        "matmul_tflops": 2 * MATRIX_SIDE**3 / statistics.median(products[1:]) / 1e12,
+    }
+
+
+def accuracies(runs: list[dict[str, Any]], key: str) -> dict[str, dict[str, float]]:
+    """Return mean, deviation and range of an accuracy, by weights."""
+    return {weights: spread([run["test"][weights][key] for run in runs]) for weights in runs[0]["test"]}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return mean, sample deviation, median and range."""
+    return {
+        "mean": statistics.mean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "median": statistics.median(values),
+        "lowest": min(values),
+        "highest": max(values),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
