@@ -25,7 +25,7 @@ def test_the_benchmark_on_few_pictures(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     result = json.loads(out.read_text())
     assert json.loads(done.stdout) == result
-    assert (result["small"]["pictures"], result["large"]["pictures"]) == (60, 4)
+    assert (result["small"]["pictures"], result["large"]["pictures"]) == (60, 20)
     assert result["small"]["second_start_s"] > 0
     assert list(tmp_path.iterdir()) == [out]  # the pictures are gone
 
