@@ -1,0 +1,42 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "presets.py"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("presets_benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_spread_of_a_few_values() -> None:
+    found = load_script().spread([1.0, 2.0, 6.0])
+    assert found == {"mean": 3.0, "deviation": pytest.approx(7**0.5), "median": 2.0, "lowest": 1.0, "highest": 6.0}
+    assert load_script().spread([2.0])["deviation"] == 0.0
+
+
+def test_multiply_adds_are_those_of_the_network() -> None:
+    assert load_script().multiply_adds("quick") == pytest.approx(54e6, rel=0.01)
+
+
+def test_an_unknown_preset_fails_and_says_so() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "fsat"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "did you mean 'fast'" in done.stderr
+
+
+def test_a_step_is_measured_with_and_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load_script()
+    monkeypatch.setattr(module, "STEPS", 1)
+    monkeypatch.setattr(module, "MATRIX_SIDE", 64)
+    found = module.measure_step("quick")
+    assert found["images_per_second"] > 0
+    assert found["matmul_tflops"] > 0
+    assert json.dumps(found)
