@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from thumbnet.errors import UsageError
 from thumbnet.models import grid
+from thumbnet.models.classifier import Classifier
 
 NORM_EPS = 1e-12
 NORM_MOMENTUM = 0.4
@@ -25,7 +26,7 @@ WHITENING_EPS = 5e-4
 WHITENING_IMAGES = 5000
 
 
-class SpeedNet(nn.Sequential):
+class SpeedNet(Classifier):
     """The network: images [N, channels, side, side], standardized over the data set, to logits [N, classes]."""
 
     examples_wanted = WHITENING_IMAGES
