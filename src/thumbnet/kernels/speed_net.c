@@ -7,6 +7,9 @@
  * 3x3 convolution is nine matrix products over one flat range of positions, with no border to treat. At least
  * width + 2 + 32 positions follow the last image; they are read for results that are thrown away.
  *
+ * Work is shared out as threads come free (guided): the thread that makes the next batches takes time from one of them.
+ * No result depends on who computed it.
+ *
  * Channels are multiples of 32. Compiled to nothing where the processor has no AMX.
  */
 #define _GNU_SOURCE
@@ -240,7 +243,7 @@ void conv3x3_forward_bf16(const bfloat16* x, const bfloat16* packed, bfloat16* o
     {
         bfloat16* panel_out = winner ? aligned(images_per_unit * area * 64) : NULL;
         begin_tiles();
-#pragma omp for schedule(static)
+#pragma omp for schedule(guided)
         for (long first = 0; first < images; first += images_per_unit) {
             long count = smaller(images_per_unit, images - first);
             const char* next = (const char*)(x + (first + count) * area * ci);
@@ -485,7 +488,7 @@ void conv3x3_backward_bf16(const bfloat16* gradient, const bfloat16* x, const ui
         if (dx) {
             bfloat16* unpooled = winner ? aligned((2 * (row + 1) + images_per_unit * area + 32) * co * 2) : NULL;
             if (winner) memset(unpooled, 0, (size_t)((row + 1) * co) * 2);
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(guided) nowait
             for (long first = 0; first < images; first += images_per_unit)
                 input_gradient(gradient, winner, packed, dx, unpooled, first, smaller(images_per_unit, images - first),
                                images, height, width, ci, co);
@@ -494,7 +497,7 @@ void conv3x3_backward_bf16(const bfloat16* gradient, const bfloat16* x, const ui
         bfloat16* x_pairs = aligned(4 * group * 2);
         for (long first = 0; first < images; first += chunk) {
             long count = smaller(chunk, images - first), end = count * area;
-#pragma omp for schedule(static)
+#pragma omp for schedule(guided)
             for (long c = 0; c < co; c += 16) {
                 bfloat16* to = turned + c * stride;
                 if (!winner) turn(gradient + first * area * co + c, co, to, stride, end);
@@ -503,7 +506,7 @@ void conv3x3_backward_bf16(const bfloat16* gradient, const bfloat16* x, const ui
                     turn_pooled(gradient + at, winner + at, co, to + n * area, stride, height, width);
                 }
             }
-#pragma omp for collapse(2) schedule(static)
+#pragma omp for collapse(2) schedule(guided)
             for (long i = 0; i < ci; i += 32) {
                 for (long part = 0; part < parts; part++) {
                     pair_up(x + first * area * ci + i, ci, x_pairs, end, margin, group);
@@ -543,7 +546,7 @@ static void add_slices(const float* partial, double* sums, long values) {
 void norm_sums_bf16(const bfloat16* z, double* sums, long images, long height, long width, long channels) {
     long row = width + 1, area = (height + 1) * row;
     float* partial = aligned(SLICES * 2 * channels * 4);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(guided)
     for (long slice = 0; slice < SLICES; slice++) {
         float* to = partial + slice * 2 * channels;
         memset(to, 0, (size_t)channels * 8);
@@ -571,7 +574,7 @@ void norm_gelu_forward_bf16(const bfloat16* z, bfloat16* out, const float* scale
                             long height, long width, long channels) {
     long row = width + 1, area = (height + 1) * row;
     zero_margin(out, width, channels);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(guided)
     for (long n = 0; n < images; n++) {
         for (long c = 0; c < channels; c += 32) {
             __m512 scale0 = _mm512_loadu_ps(scale + c), scale1 = _mm512_loadu_ps(scale + c + 16);
@@ -594,7 +597,7 @@ void norm_gelu_backward_bf16(const bfloat16* gradient, const bfloat16* z, bfloat
                              const float* shift, double* sums, long images, long height, long width, long channels) {
     long row = width + 1, area = (height + 1) * row;
     float* partial = aligned(SLICES * 2 * channels * 4);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(guided)
     for (long slice = 0; slice < SLICES; slice++) {
         float* to = partial + slice * 2 * channels;
         memset(to, 0, (size_t)channels * 8);
@@ -636,7 +639,7 @@ void norm_backward_bf16(bfloat16* inner, const bfloat16* z, const float* factors
     long row = width + 1, area = (height + 1) * row;
     const float *a = factors, *b = factors + channels, *constant = factors + 2 * channels;
     zero_margin(inner, width, channels);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(guided)
     for (long n = 0; n < images; n++) {
         for (long y = 0; y < height; y++) {
             for (long x = 0; x < width; x++) {
@@ -713,7 +716,7 @@ void whiten_forward_fp32(const float* pixels, const bfloat16* tiles, const float
         bfloat16* rows = aligned(rounded_up(area, 16) * 64);
         float* before = aligned(rounded_up(area, 16) * 128);
         begin_tiles();
-#pragma omp for schedule(static)
+#pragma omp for schedule(guided)
         for (long n = 0; n < images; n++) {
             whiten(pixels + n * area * 3, tiles, bias, before, rows, height, width);
             for (long p = 0; p < area; p++)
@@ -736,7 +739,7 @@ void whiten_backward_fp32(const float* pixels, const bfloat16* tiles, const floa
         bfloat16* rows = aligned(rounded_up(area, 16) * 64);
         float* before = aligned(rounded_up(area, 16) * 128);
         begin_tiles();
-#pragma omp for schedule(static)
+#pragma omp for schedule(guided)
         for (long slice = 0; slice < SLICES; slice++) {
             __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
             for (long n = slice_begin(slice, images); n < slice_begin(slice + 1, images); n++) {
