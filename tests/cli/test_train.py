@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from thumbnet.cli.main import main
 
@@ -114,7 +115,7 @@ def test_more_images_in_a_batch_than_there_are(tmp_path: Path, capsys: pytest.Ca
     [
         (["--model", "clasic"], "did you mean 'classic'"),
         (["--set", "model.options.widths=3"], "model.options.widths: no such option of 'classic' - known: initial_std"),
-        (["--set", 'model.options.initial_std="wide"'], "'classic' cannot be built"),
+        (["--preset", "fast", "--set", "model.options.widths=3"], "'speed' cannot be built"),
         (["--set", "optimizer.weight_decay.conv9=0.1"], "optimizer.weight_decay.conv9: no such layer"),
         (["--epochs", "2"], "--steps and --epochs: give one of the two"),
     ],
@@ -124,8 +125,8 @@ def test_an_impossible_network_or_length_is_refused_before_anything_is_done(
 ) -> None:
     # The data set would have to be fetched: the answer comes before that.
     cache = tmp_path / "cache"
-    command = ["train", "--data", "cifar10", "--offline", "--steps", "1", "--data-dir", str(cache), "--out"]
-    assert main([*command, str(tmp_path / "runs"), *arguments]) == 2
+    command = ["train", "--data", "cifar10", "--offline", "--steps", "1", "--data-dir", str(cache)]
+    assert main([*command, "--preset", "classic", "--out", str(tmp_path / "runs"), *arguments]) == 2
     error = capsys.readouterr().err
     assert expected in error
     assert len(error.splitlines()) <= 3
@@ -216,11 +217,38 @@ def test_interrupted_in_mid_epoch_and_resumed_the_weights_are_the_same_to_the_by
         assert "Traceback" not in error
     assert not (run / "result.json").exists()
     # Without any other flag, as promised; and the newest run is found by itself.
-    assert main(["train", "--resume", "--out", str(tmp_path), "--threads", "1"]) == 0
+    assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
     assert "resumed after step" in capsys.readouterr().err
     assert weights_of(run) == uninterrupted
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 121))
+
+
+def test_a_resume_keeps_the_threads_that_its_run_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Sums over another number of threads round otherwise: the resume would not be exact.
+    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda: 2)
+    steps = ["--steps", "2", "--out", str(tmp_path), "--name", "one"]
+    assert main(["train", *SMALL, *steps]) == 0
+    assert main(["train", "--resume", "--steps", "3", "--out", str(tmp_path)]) == 0
+    assert ", 1 thread," in capsys.readouterr().err
+    assert torch.get_num_threads() == 1
+    assert main(["train", "--resume", "--steps", "4", "--out", str(tmp_path), "--threads", "2"]) == 0
+    assert "the run began with --threads 1" in capsys.readouterr().err
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("shorter", [["--steps", "2"], ["--epochs", "0.02"]])
+def test_a_run_cannot_be_resumed_to_fewer_steps_than_it_has_done(
+    shorter: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *SMALL, "--steps", "3", "--out", str(tmp_path), "--name", "one"]) == 0
+    result, recipe = ((tmp_path / "one" / name).read_bytes() for name in ("result.json", "recipe.toml"))
+    assert main(["train", "--resume", "--out", str(tmp_path), *shorter]) == 2
+    assert "3 steps are done, and the length asked for is 2" in capsys.readouterr().err
+    assert result == (tmp_path / "one" / "result.json").read_bytes()
+    assert recipe == (tmp_path / "one" / "recipe.toml").read_bytes()
 
 
 def test_a_running_training_cannot_be_resumed_by_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     if args.devices > 1:
         note(f"--devices {args.devices}: training uses one device, {engine.device()}")
     this_run, recipe, load = _begin(args)
+    if args.resume is not None:
+        _keep_threads(this_run, args.threads)
     with this_run.lock(), Console(args.log_format, log_path=this_run.path / "log.txt") as console:
         if args.resume is not None:
             # Under the lock: the recipe of a run that another process trains must not change.
@@ -190,6 +192,19 @@ def _begin(args: argparse.Namespace) -> tuple[Run, Recipe, Callable[[], Splits]]
     return found, resumed_recipe(found, overrides), lambda: load(found.recipe)
 
 
+def _keep_threads(this_run: Run, asked: int | None) -> None:
+    """Resume with the threads that the run began with: sums over another number of threads round otherwise."""
+    from thumbnet import engine
+
+    before = this_run.threads
+    if before is None:
+        return
+    if asked is None:
+        engine.prepare(before)
+    elif asked != before:
+        note(f"--threads {asked}: the run began with --threads {before}, so its weights may differ in the last digits")
+
+
 def _new_recipe(args: argparse.Namespace, overrides: dict[str, object]) -> Recipe:
     """Return the recipe of a new run: a preset or a file, with what the flags change."""
     from thumbnet.config import load_preset, load_recipe
@@ -225,13 +240,15 @@ def _opening_lines(training: Training) -> list[str]:
     recipe, splits, state = training.recipe, training.splits, training.state
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     validation = f", {len(splits.validation):,} for validation" if splits.validation is not None else ""
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' * (count > 1)}"
     kernels = "fused C kernels" if load_library().handle else f"no fused kernels ({load_library().why})"
     lines = [
         f"run {training.run.path}: preset {recipe.preset}, seed {recipe.seed}",
         f"data {recipe.data.name}: {len(splits.train):,} images to train on{validation}",
         f"network {recipe.model.name}: {parameters:,} parameters, input {recipe.distort.crop}x{recipe.distort.crop}, "
         f"batch {recipe.input.batch_size}",
-        f"engine: {training.precision.name} ({training.precision.why}), {torch.get_num_threads()} threads, {kernels}",
+        f"engine: {training.precision.name} ({training.precision.why}), {threads}, {kernels}",
     ]
     height, width, _ = splits.train.image_shape
     if 3 * recipe.distort.crop < 2 * min(height, width):

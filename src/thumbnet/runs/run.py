@@ -3,6 +3,7 @@
 runs/quick-20260102-030405/
   recipe.toml      everything that decides what the training computes
   run.json         command, versions, machine, time of creation
+  data.json        what the pictures were, see `thumbnet.runs.facts`
   metrics.jsonl    one line of numbers for each report
   log.txt          the lines of the console
   checkpoints/     see `thumbnet.runs.checkpoint`
@@ -101,6 +102,15 @@ class Run:
         if not (path / RUN_FILE).is_file():
             raise UsageError(f"{path}: not the folder of a run, it has no {RUN_FILE}")
         return cls(path, load_recipe(path / RECIPE_FILE), _created(path))
+
+    @property
+    def threads(self) -> int | None:
+        """Processor threads the run was made with, which decide how its sums round; None where it does not say."""
+        try:
+            threads = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["machine"]["threads"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return threads if type(threads) is int and threads > 0 else None
 
     @property
     def resume_command(self) -> str:

@@ -31,7 +31,7 @@ from thumbnet.input.distort import draw, prepare
 from thumbnet.models import build_model
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.event_file import EventFile
-from thumbnet.runs.facts import check_facts, write_facts
+from thumbnet.runs.facts import check_facts, read_facts, write_facts
 from thumbnet.runs.run import Run
 from thumbnet.training.loop import Outcome, Training, length_of
 from thumbnet.training.optimizers import build_optimizer
@@ -95,7 +95,8 @@ def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
     """Return the recipe that a resumed run goes on with.
 
     Raises:
-        UsageError: an override would change what a step computes, or the run has nothing left to do.
+        UsageError: an override would change what a step computes, or the run has nothing left to do, or it has done
+            more than the new length.
     """
     recipe = recipe_from_dict(recipe_to_dict(run.recipe), overrides, where=str(run.path))
     _refuse_changes(run, recipe_to_dict(run.recipe), recipe)
@@ -103,6 +104,12 @@ def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
         raise UsageError(
             f"{run.path}: this run has finished: give more --steps or --epochs to go on with it, "
             "or start a new one without --resume"
+        )
+    facts, done = read_facts(run.path), max(run.checkpoints.steps(), default=0)
+    steps = length_of(recipe, facts.train).steps if facts else None
+    if steps is not None and steps < done:
+        raise UsageError(
+            f"{run.path}: {done} steps are done, and the length asked for is {steps}: give at least {done}"
         )
     return recipe
 
