@@ -15,7 +15,7 @@ from PIL import Image
 from thumbnet.cli.main import main
 
 COLOURS = {"blue": (20, 30, 220), "green": (20, 200, 40), "red": (210, 30, 20)}
-QUICK = ["--image-size", "24", "--batch-size", "30", "--threads", "1", "--precision", "fp32"]
+QUICK = ["--preset", "svhn", "--image-size", "28", "--batch-size", "30", "--threads", "1", "--precision", "fp32"]
 
 
 def put(path: Path, colour: tuple[int, int, int], seed: int) -> None:
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             put(root / "colours" / name / f"{number}.{('jpg', 'png')[number % 2]}", colour, 100 * label + number)
     (root / "colours" / "red" / "bad.jpg").write_bytes(b"<html>not found</html>")
     data = ["--data", str(root / "colours"), "--data-dir", str(root / "cache"), "--validation", "0.1"]
-    out = ["--out", str(root / "runs"), "--name", "colours", "--json"]
+    out = ["--out", str(root / "runs"), "--name", "colours", "--json", "--summary-every", "0"]
     assert main(["train", *data, *QUICK, "--steps", "25", "--skip-bad", *out]) == 0
     return root
 
@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_run_keeps_what_it_was_trained_on(trained: Path):
     facts = json.loads((trained / "runs" / "colours" / "data.json").read_text())
     assert facts["class_names"] == list(COLOURS)
-    assert facts["image_shape"] == [24, 24, 3]
+    assert facts["image_shape"] == [28, 28, 3]
     assert (facts["train"], facts["validation"], facts["test"]) == (97, 11, 12)
     assert json.loads((trained / "runs" / "colours" / "result.json").read_text())["test"]["raw"]["accuracy"] > 0.9
 
@@ -155,6 +155,19 @@ def test_an_evaluation_wants_the_same_classes(copy: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert again(copy, "eval", run, "--no-plots") == 3
     assert "the classes have changed (gone: red; new: a-red)" in capsys.readouterr().err
+
+
+def test_a_training_goes_on_with_the_same_pictures_and_no_others(copy: Path, capsys: pytest.CaptureFixture[str]):
+    out = ["--out", str(copy / "new"), "--summary-every", "0"]
+    assert again(copy, "train", "--data", str(copy / "colours"), "--skip-bad", *QUICK, "--steps", "1", *out) == 0
+    resume = ["train", "--resume", *out[:2], "--steps"]
+    assert again(copy, *resume, "2") == 0
+    put(copy / "colours" / "red" / "0.jpg", COLOURS["red"], 999)
+    capsys.readouterr()
+    assert again(copy, *resume, "3") == 3
+    error = capsys.readouterr().err
+    assert "pictures have changed" in error
+    assert error.splitlines()[-1] == "put the pictures back as they were, or train a new run on them as they are"
 
 
 def test_bad_pictures_stop_a_training_before_a_run_is_left(copy: Path, capsys: pytest.CaptureFixture[str]):

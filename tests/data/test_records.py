@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.records import RecordFormat, map_records
 from thumbnet.errors import DataError
 
@@ -73,3 +74,21 @@ def test_a_file_cut_short_is_named_with_record_and_offset(tmp_path: Path, size: 
     assert str(path) in text
     assert f"record {record} (byte offset {record * 19:,}) has {rest:,}" in text
     assert len(text.splitlines()) <= 3
+
+
+def test_a_wide_label_takes_both_bytes_the_high_one_first():
+    layout = RecordFormat(image_shape=(2, 3, 3), label_bytes=2, wide=True)
+    labels = np.array([0, 1, 255, 256, 300, 65_535])
+    images = np.random.default_rng(0).integers(0, 256, (6, 2, 3, 3), dtype=np.uint8)
+    records = layout.pack(images, labels)
+    assert records[:, :2].tolist() == [[label // 256, label % 256] for label in labels.tolist()]
+    assert layout.labels(records).tolist() == labels.tolist()
+    assert np.array_equal(layout.images(records), images)
+
+
+def test_records_may_have_names_of_their_own(tmp_path: Path):
+    layout = RecordFormat(image_shape=(1, 1, 3))
+    (tmp_path / "x.bin").write_bytes(bytes(8))
+    named = ImageDataset("x", ["a"], layout, [map_records(tmp_path / "x.bin", layout, keys=["one.jpg", "two.jpg"])])
+    assert [named.key(index) for index in range(2)] == ["one.jpg", "two.jpg"]
+    assert named.take(np.array([1])).key(0) == "two.jpg"
