@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 import time
@@ -50,7 +49,7 @@ def test_records_labels_digests_and_bad_files(
     processes: int, job: Job, pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(decode_pool, "WORTH_A_PROCESS", COUNT // processes)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processes)))
+    monkeypatch.setattr(decode_pool, "_usable_cores", lambda: processes)
     done: list[int] = []
     bad = decode_all(job, chunk_of_all(), lambda chunk: done.append(len(chunk)))
     assert sum(done) == COUNT
@@ -75,7 +74,7 @@ def test_the_same_pixels_have_the_same_digest_whatever_the_label(job: Job, tmp_p
 
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_pool, "WORTH_A_PROCESS", 1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(decode_pool, "_usable_cores", lambda: 2)
 
 
 FATAL = """

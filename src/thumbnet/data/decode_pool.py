@@ -39,7 +39,7 @@ def decode_all(job: Job, pictures: Chunk, done: Callable[[Chunk], None]) -> Bad:
         DataError: no process can be started.
     """
     chunks = [pictures[start : start + CHUNK_PICTURES] for start in range(0, len(pictures), CHUNK_PICTURES)]
-    processes = min(len(os.sched_getaffinity(0)), len(pictures) // WORTH_A_PROCESS)
+    processes = min(_usable_cores(), len(pictures) // WORTH_A_PROCESS)
     bad: Bad = []
     if processes < 2:
         with Decoder(job) as decoder:
@@ -49,6 +49,11 @@ def decode_all(job: Job, pictures: Chunk, done: Callable[[Chunk], None]) -> Bad:
     else:
         _in_processes(job, chunks, processes, bad, done)
     return sorted(bad)
+
+
+def _usable_cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_processes(job: Job, chunks: Sequence[Chunk], processes: int, bad: Bad, done: Callable[[Chunk], None]) -> None:

@@ -192,7 +192,10 @@ def _decode(listing: Listing, numbers: np.ndarray, job: Job, note: Note) -> Bad:
 def _reserve(path: Path, length: int) -> None:
     """Make a file of zeros that the disk has room for, rather than running out of it halfway through."""
     with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, length)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, length)
+        else:
+            file.truncate(length)
 
 
 def _sync(path: Path) -> None:
