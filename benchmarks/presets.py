@@ -23,7 +23,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 MATRIX_SIDE = 4096
-STEPS = 6
+STEPS = 4
 """Steps of one round of the step measurement."""
 ROUNDS = 3
 VIEWS = {"one": 0, "mirror": 2, "shifts": 6}

@@ -105,7 +105,8 @@ class OptimizerConfig:
     nesterov: bool = False
     """Nesterov's form of momentum."""
     weight_decay: dict[str, float] = field(default_factory=dict)
-    """Layer name -> coefficient c of c/2 * ||w||^2 in the loss, on that layer's weight; `default` for the others."""
+    """Layer name -> coefficient c of c/2 * ||w||^2 in the loss, on that layer's weight; `default` for the others'
+    weights, `biases` for all one-dimensional ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,3 +144,18 @@ def test_rates_follow_the_schedule_and_frozen_layers_stop() -> None:
 def test_a_layer_that_does_not_exist_is_a_usage_error(key: str) -> None:
     with pytest.raises(UsageError, match=f"optimizer.{key}.haed: no such layer.*head"):
         build_optimizer(small_speed_net(), speed_config(**{key: {"haed": 0.5}}))
+
+
+def test_biases_decay_where_asked() -> None:
+    model = small_speed_net()
+    with torch.no_grad():
+        model.get_parameter("norm3.bias").fill_(2.0)
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1.0, weight_decay={"biases": 0.25}))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    weight = model.get_parameter("conv3.weight").detach().clone()
+    terms = decay_terms(model, {"biases": 0.25})
+    assert terms["norm3"].item() == pytest.approx(0.125 * 4 * 32)
+    optimizer.step()
+    assert torch.equal(model.get_parameter("norm3.bias").detach(), torch.full((32,), 1.5))
+    assert torch.equal(model.get_parameter("conv3.weight").detach(), weight)

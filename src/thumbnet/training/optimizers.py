@@ -22,7 +22,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         UsageError: the recipe names a layer that the network does not have.
     """
     for key, names in (
-        ("weight_decay", config.weight_decay.keys() - {"default"}),
+        ("weight_decay", config.weight_decay.keys() - {"default", "biases"}),
         ("rates", config.rates.keys() - {"biases"}),
         ("freeze_after", config.freeze_after.keys()),
     ):
@@ -141,16 +141,18 @@ def check_layers(model: nn.Module, names: Iterable[str], key: str) -> None:
 
 
 def decay_of(name: str, parameter: Tensor, weight_decay: Mapping[str, float]) -> float:
-    """Return a parameter's coefficient: weights (two dimensions or more) decay, biases and norms do not."""
+    """Return a parameter's coefficient: weights (two dimensions or more) decay, biases only as `biases` says."""
     if parameter.ndim < 2:
-        return 0.0
+        return weight_decay.get("biases", 0.0)
     return weight_decay.get(name.rpartition(".")[0], weight_decay.get("default", 0.0))
 
 
 def decay_terms(model: nn.Module, weight_decay: Mapping[str, float]) -> dict[str, Tensor]:
     """Return c/2 * ||w||^2 of each decayed layer, by layer name: what weight decay adds to the loss."""
-    return {
-        name.rpartition(".")[0]: decay / 2 * parameter.detach().square().sum()
-        for name, parameter in model.named_parameters()
-        if (decay := decay_of(name, parameter, weight_decay))
-    }
+    terms: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if decay := decay_of(name, parameter, weight_decay):
+            term = decay / 2 * parameter.detach().square().sum()
+            layer = name.rpartition(".")[0]
+            terms[layer] = terms[layer] + term if layer in terms else term
+    return terms
