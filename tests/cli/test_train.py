@@ -1,5 +1,6 @@
 """The training command as a user runs it, on the built-in shapes."""
 
+import errno
 import json
 import os
 import re
@@ -143,6 +144,18 @@ def test_interrupted_while_the_network_is_built_a_new_run_leaves_no_folder(
     assert main(["train", *SMALL, "--steps", "1", "--out", str(tmp_path)]) == 130
     assert not list(tmp_path.iterdir())
     capsys.readouterr()
+
+
+def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("thumbnet.runs.checkpoint.write_new_file", refuse)
+    assert main(["train", *SMALL, "--steps", "1", "--out", str(tmp_path)]) == 1
+    assert "There is none before it: free some space on that disk, then start again" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_out_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

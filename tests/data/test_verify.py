@@ -53,7 +53,7 @@ def test_a_missing_file_is_told(tiny, folder: Path):
 def test_a_folder_in_place_of_a_file_is_told(tiny, folder: Path):
     (folder / "test.bin").unlink()
     (folder / "test.bin").mkdir()
-    assert str(folder / "test.bin") in str(problems(tiny, folder)[2])
+    assert problems(tiny, folder)[2] == f"{folder / 'test.bin'}: is a folder, not a file of records"
 
 
 def test_a_label_out_of_range_is_told_with_record_and_offset(tiny, folder: Path):

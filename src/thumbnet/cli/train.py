@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ from thumbnet.errors import UsageError
 if TYPE_CHECKING:
     from thumbnet.config import Recipe
     from thumbnet.data.dataset import Splits
-    from thumbnet.monitor.console import Console
     from thumbnet.runs.run import Run
     from thumbnet.training.loop import Outcome, Training
 
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from thumbnet.errors import DivergedError
     from thumbnet.monitor.console import Console
     from thumbnet.monitor.signals import StopSignal
-    from thumbnet.training.session import conclude
+    from thumbnet.training.session import conclude, open_training
 
     engine.prepare(args.threads)
     if args.log_device_placement:
@@ -108,14 +108,17 @@ def run(args: argparse.Namespace) -> int:
         if args.resume is not None:
             # Under the lock: the recipe of a run that another process trains must not change.
             this_run.change_recipe(recipe)
-        training = _open(this_run, load, console, resume=args.resume is not None)
         start_seconds: list[float] = []
-        # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
-        with StopSignal() as stop:
-            try:
-                outcome = training.fit(stop, lambda: start_seconds.append(engine.process_age_s()))
-            except DivergedError as error:
-                raise DivergedError(f"{error}\nrun: {this_run.path}") from error
+        with _no_empty_run(this_run, new=args.resume is None):
+            training = open_training(this_run, load(), console, resume=args.resume is not None)
+            for line in _opening_lines(training):
+                console.note(line)
+            # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
+            with StopSignal() as stop:
+                try:
+                    outcome = training.fit(stop, lambda: start_seconds.append(engine.process_age_s()))
+                except DivergedError as error:
+                    raise DivergedError(f"{error}\nrun: {this_run.path}") from error
         if outcome.stopped_by:
             console.note(f"stopped at step {outcome.steps}, saved; to go on: {this_run.resume_command}")
             return stop.exit_code
@@ -216,19 +219,15 @@ def _new_recipe(args: argparse.Namespace, overrides: dict[str, object]) -> Recip
     return load_preset(args.preset or DEFAULT_PRESET, overrides)
 
 
-def _open(this_run: Run, load: Callable[[], Splits], console: Console, *, resume: bool) -> Training:
-    """Build the training and say what it is; a new run that does not come so far leaves no folder."""
-    from thumbnet.training.session import open_training
-
+@contextlib.contextmanager
+def _no_empty_run(this_run: Run, *, new: bool) -> Iterator[None]:
+    """Clear away a new run that ends before its first checkpoint: it holds nothing to go on with."""
     try:
-        training = open_training(this_run, load(), console, resume=resume)
-        for line in _opening_lines(training):
-            console.note(line)
+        yield
     except BaseException:
-        if not resume:
+        if new and not this_run.checkpoints.steps():
             shutil.rmtree(this_run.path, ignore_errors=True)
         raise
-    return training
 
 
 def _opening_lines(training: Training) -> list[str]:

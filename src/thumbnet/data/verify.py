@@ -112,6 +112,8 @@ def _problem(path: Path, dataset: RecordSet, file: RecordFile, tick: Callable[[i
     """Return what is wrong with a file, by its size, its hash and its labels, None if nothing is."""
     expected = dataset.size_bytes(file)
     try:
+        if path.exists() and not path.is_file():
+            return f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}, not a file of records"
         size = path.stat().st_size
         if size != expected:
             record, offset = divmod(min(size, expected), dataset.layout.record_bytes)

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,9 +127,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, metric: float | Non
         sync_folder(folder)
     except OSError as error:
         size_mib = sum(map(len, files.values())) / 2**20
+        state, then = "There is none before it", "start again"
+        if any(folder.glob("step-*")):
+            resume = f"thumbnet train --resume {shlex.quote(str(folder.parent))}"
+            state, then = "The checkpoints before it are intact", f"`{resume}` goes on"
         raise CheckpointError(
             f"{folder}: cannot save the checkpoint of step {checkpoint.step} ({size_mib:.1f} MiB): {error}\n"
-            f"The checkpoints before it are intact: {remedy(error)}, then go on with `thumbnet train --resume`"
+            f"{state}: {remedy(error)}, then {then}"
         ) from error
     return final
 

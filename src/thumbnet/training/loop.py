@@ -98,7 +98,7 @@ class Training:
             with TrainingInput(
                 self.splits.train, recipe.distort, recipe.input, seed=recipe.seed, start_step=state.step
             ) as batches:
-                if not state.step:
+                if not state.step and not self.run.checkpoints.steps():
                     # A full disk shows now rather than in an hour, and a run killed early can be resumed.
                     self.run.checkpoints.save(state.capture(recipe), note=self.console.note)
                 on_first_step()
