@@ -82,11 +82,12 @@ def _write_picture(root: Path, number: int, sides: tuple[int, int]) -> bool:
 def measure(work: Path, count: int, image_size: int) -> dict[str, Any]:
     """Load the pictures twice, and return how long that took."""
     config = DataConfig(name=str(work / "pictures"), image_size=image_size)
-    seconds, examples = [], []
+    seconds, busy_s, examples = [], [], []
     for _ in range(2):
-        started_s = time.perf_counter()
+        started_s, busy_from_s = time.perf_counter(), processor_s()
         splits = load_splits(config, data_dir=work / "cache", offline=True)
         seconds.append(time.perf_counter() - started_s)
+        busy_s.append(processor_s() - busy_from_s)
         assert splits.test is not None
         examples.append((len(splits.train), len(splits.test)))
     assert examples[0] == examples[1]
@@ -97,8 +98,16 @@ def measure(work: Path, count: int, image_size: int) -> dict[str, Any]:
         "kib_per_picture": round(size_bytes / count / 1024, 1),
         "first_start_s": round(seconds[0], 2),
         "pictures_per_second": round(count / seconds[0]),
+        "cpu_us_per_picture": round(busy_s[0] / count * 1e6),
         "second_start_s": round(seconds[1], 3),
+        "second_start_cpu_s": round(busy_s[1], 3),
     }
+
+
+def processor_s() -> float:
+    """Return the processor time of this process and of those it has waited for, in seconds."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def machine() -> dict[str, Any]:

@@ -238,6 +238,13 @@ def test_a_validation_split_that_leaves_nothing_is_refused(asked: float, folder:
         load(folder, validation=asked)
 
 
+def test_validation_takes_no_class_its_only_picture(tmp_path: Path, load):
+    for letter in "abc":
+        put(tmp_path / "set" / letter / "1.png", ord(letter))
+    with pytest.raises(UsageError, match="no class of .* has two pictures to train on"):
+        load(tmp_path / "set", validation=1)
+
+
 def test_a_second_validation_split_is_refused(tmp_path: Path, load):
     for number, split in enumerate(("train", "val")):
         for letter in "ab":

@@ -118,6 +118,11 @@ def _assign(listing: Listing, decoded: DecodedPictures, good: np.ndarray, config
             )
         sizes = _pictures_of_each_class(decoded.labels[left], decoded.digests[left], len(listing.class_names))
         held_out = hold_out(decoded.labels[left], decoded.digests[left], _in_proportion(sizes, count))
+        if not held_out.any():
+            raise UsageError(
+                f"--validation {config.validation:g}: no class of {listing.where} has two pictures to train on\n"
+                "leave the flag out, or add pictures"
+            )
         splits[left[held_out]] = _VALIDATION
     return splits
 
