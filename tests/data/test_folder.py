@@ -241,7 +241,7 @@ def test_a_validation_split_that_leaves_nothing_is_refused(asked: float, folder:
 def test_validation_takes_no_class_its_only_picture(tmp_path: Path, load):
     for letter in "abc":
         put(tmp_path / "set" / letter / "1.png", ord(letter))
-    with pytest.raises(UsageError, match="no class of .* has two pictures to train on"):
+    with pytest.raises(UsageError, match=r"no class of .* has two pictures to train on"):
         load(tmp_path / "set", validation=1)
 
 
