@@ -35,7 +35,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "expected"),
     [
         ([], "COMMAND"),
-        (["trian"], "trian"),
+        (["trian"], "did you mean 'train'"),
         (["train", "--stpes", "3"], "did you mean '--steps'"),
         (["train", "--steps", "0"], "not a whole number of 1 or more"),
         (["train", "--steps", "many"], "not a whole number of 1 or more"),

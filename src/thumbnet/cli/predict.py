@@ -108,7 +108,7 @@ def _print_csv(good: Iterator[Prediction], top: int) -> None:
 def _print_lines(good: Iterator[Prediction], width: int) -> None:
     """Print a line for each picture, for a person."""
     for prediction in good:
-        answers = "   ".join(f"{_printable(name)} {probability:.1%}" for name, probability in prediction.top)
+        answers = "   ".join(f"{_printable(name)} {100 * probability:.1f} %" for name, probability in prediction.top)
         print(f"{_printable(prediction.file):<{width}}  {answers}", flush=True)
 
 

@@ -78,6 +78,7 @@ def add_parser(subparsers: Any) -> None:
     add_out_flag(run)
     run.add_argument("--name", help="name of the run's folder (preset and time)")
     run.add_argument("--log-format", choices=("default", "tutorial"), default="default", help="form of the step line")
+    run.add_argument("--no-test", action="store_true", help="leave the test set alone, as while choosing a recipe")
     run.add_argument("--json", action="store_true", help="print the result as one JSON object")
     add_data_flags(run)
     add_engine_flags(run)
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
             console.note(f"stopped at step {outcome.steps}, saved; to go on: {this_run.resume_command}")
             return stop.exit_code
         try:
-            result = conclude(training, outcome, start_seconds[0])
+            result = conclude(training, outcome, start_seconds[0], look_at_test=not args.no_test)
         except KeyboardInterrupt:
             console.note(f"stopped in the final evaluation, all steps are saved; to go on: {this_run.resume_command}")
             raise
@@ -265,7 +266,7 @@ def _speed_line(outcome: Outcome, result: dict[str, Any]) -> str:
 
     return (
         f"trained {outcome.steps} steps ({outcome.epochs:.1f} epochs) in {format_duration(outcome.train_seconds)}, "
-        f"{outcome.images_per_second:,.0f} images/s, {outcome.wait_fraction:.1%} of it waiting for input; "
+        f"{outcome.images_per_second:,.0f} images/s, {100 * outcome.wait_fraction:.1f} % of it waiting for input; "
         f"evaluation, not in this time, {result.get('test_seconds', 0):.1f} s; {result['memory_mib']:,.0f} MiB resident"
     )
 
@@ -275,11 +276,11 @@ def _result_lines(this_run: Run, result: dict[str, Any]) -> list[str]:
     lines = []
     for weights, metrics in result.get("test", {}).items():
         lines.append(
-            f"test accuracy, {weights + ' weights:':<17} {metrics['accuracy']:.2%}   "
-            f"(top-5 {metrics['top5']:.2%}, loss {metrics['loss']:.3f})"
+            f"test accuracy, {weights + ' weights:':<17} {100 * metrics['accuracy']:.2f} %   "
+            f"(top-5 {100 * metrics['top5']:.2f} %, loss {metrics['loss']:.3f})"
         )
         if "view_accuracy" in metrics:
-            lines.append(f"    over several views of each picture: {metrics['view_accuracy']:.2%}")
+            lines.append(f"    over several views of each picture: {100 * metrics['view_accuracy']:.2f} %")
     path = shlex.quote(str(this_run.path))
     return [
         *lines,

@@ -51,11 +51,14 @@ def find_or_fetch(dataset: RecordSet, root: Path, *, offline: bool, note: Note, 
     Raises:
         DataError: a file is damaged, no source has the files, or the cache cannot be written.
     """
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root}: is no folder: data is kept in one, name it with --data-dir")
     folder = folder_of(dataset, root)
     if _complete(dataset, folder, repair=repair, note=lambda _: None):
         note(f"{dataset.name}: from {folder}")
         return folder
     if offline and not (root / dataset.archive.name).exists():
+        _complete(dataset, folder, repair=repair, note=note)  # tells what is damaged
         raise DataError(_advice(dataset, root, folder, [], offline=True))
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def _complete(dataset: RecordSet, folder: Path, *, repair: bool, note: Note) -> 
             "(`thumbnet data verify` checks every file)."
         )
     for problem in problems:
-        note(f"{problem}; it will be replaced")
+        note(f"{problem}; it is to be replaced")
     return not problems
 
 

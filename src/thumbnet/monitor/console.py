@@ -184,9 +184,10 @@ def format_step(report: StepReport, width: int | None = None) -> str:
 
 
 def format_tutorial(report: StepReport, time: datetime) -> str:
-    """Return the step line of 2015."""
+    """Return the step line of 2015, which calls the first step 0."""
+    step = 0 if report.step == 1 else report.step
     return (
-        f"{time:%Y-%m-%d %H:%M:%S.%f}: step {report.step}, loss = {report.loss:.2f} "
+        f"{time:%Y-%m-%d %H:%M:%S.%f}: step {step}, loss = {report.loss:.2f} "
         f"({report.images_per_second:.1f} examples/sec; {report.seconds_per_batch:.3f} sec/batch)"
     )
 

@@ -251,7 +251,7 @@ class Training:
                 for name, model in models.items()
             }
         self._window.exclude(pause.seconds)
-        shown = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in accuracies.items())
+        shown = ", ".join(f"{name} {100 * accuracy:.2f} %" for name, accuracy in accuracies.items())
         self.console.note(f"step {state.step}: validation accuracy: {shown}")
         self.run.append_metrics({"step": state.step} | {f"validation_{k}": v for k, v in accuracies.items()})
         if self.summaries:

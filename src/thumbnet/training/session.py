@@ -172,13 +172,16 @@ def _precision_of(run: Run) -> engine.Precision:
     return automatic if automatic.name == name else engine.resolve_precision(name)
 
 
-def conclude(training: Training, outcome: Outcome, start_seconds: float) -> dict[str, Any]:
+def conclude(
+    training: Training, outcome: Outcome, start_seconds: float, *, look_at_test: bool = True
+) -> dict[str, Any]:
     """Take the one look at the test set, write `result.json`, and return what it holds.
 
     Args:
         training: at its last step.
         outcome: how it ended.
         start_seconds: seconds from the start of the process to the first step.
+        look_at_test: False while recipes are compared, which is what the validation split is for.
     """
     run, test = training.run, training.splits.test
     result: dict[str, Any] = {
@@ -193,7 +196,7 @@ def conclude(training: Training, outcome: Outcome, start_seconds: float) -> dict
         "memory_mib": engine.process_memory_mib(),
         "precision": training.precision.name,
     }
-    if test is not None:
+    if test is not None and look_at_test:
         started = time.perf_counter()
         evaluation = evaluate_test(training, test)
         result["test_seconds"] = time.perf_counter() - started
