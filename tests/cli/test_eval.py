@@ -232,7 +232,7 @@ def test_when_to_watch(arguments, watching):
         (["--split", "tset"], "invalid choice: 'tset'"),
         (["--weights", "best"], "invalid choice: 'best'"),
         (["--precision", "int8"], "invalid choice: 'int8'"),
-        (["--checkpoint", "newest"], "'newest' is neither latest nor best nor a step"),
+        (["--checkpoint", "newest"], "'newest' is none of latest, best, all, and no step"),
         (["--checkpoint", "-1"], "--checkpoint"),
         (["--every", "0"], "'0' is not a duration"),
         (["--every", "soon"], "'soon' is not a duration"),
@@ -339,6 +339,8 @@ def start_watch(out) -> Iterator[Callable[..., subprocess.Popen]]:
                 stderr=subprocess.PIPE,
                 text=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                # A test run in the background has SIGINT ignored, and so would this process.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         )
         return started[-1]

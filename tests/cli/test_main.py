@@ -98,7 +98,12 @@ def test_a_signal_before_the_first_step_leaves_no_run(
         raise AssertionError("the signal should have ended the command")
 
     monkeypatch.setattr(data, "load_splits", interrupted)
-    assert main(["train", "--data", "shapes", "--out", str(tmp_path)]) == code
+    # A test run in the background has SIGINT ignored from its start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["train", "--data", "shapes", "--out", str(tmp_path)]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not list(tmp_path.iterdir())
 
 

@@ -107,12 +107,14 @@ def _compile(compiler: str, sources: list[Path], path: Path, openmp: str) -> str
 
 
 def _loaded_openmp() -> str | None:
-    """Return the path of the GNU OpenMP runtime that PyTorch has loaded."""
+    """Return the path of the GNU OpenMP runtime that PyTorch brings; other packages may have loaded their own."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
+    folder = str(Path(torch.__file__).parent)
     for line in maps.read_text(encoding="utf-8", errors="replace").splitlines():
         path = line.split(maxsplit=5)[-1]
-        if Path(path).name.startswith("libgomp"):
+        # Beside `torch` is `torch.libs`, where some builds keep it.
+        if path.startswith(folder) and Path(path).name.startswith("libgomp"):
             return path
     return None
