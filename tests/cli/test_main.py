@@ -46,6 +46,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--preset", "quick", "--recipe", "x.toml"], "give one of the two"),
         (["train", "--recipe", "missing.toml"], "missing.toml"),
         (["train", "--data", "cifar"], "cifar10"),
+        (["train", "--data", ""], "unknown data set ''"),
         (["train", "--lr", "nan"], "optimizer.learning_rate is nan"),
         (["train", "--batch-size", "-5"], "not a whole number of 1 or more"),
         (["train", "--checkpoint-every", "often"], "neither steps such as 500"),

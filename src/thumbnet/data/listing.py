@@ -62,7 +62,8 @@ class Listing:
 
 def is_own_data(name: str) -> bool:
     """Return whether the name of a data set means a folder of pictures or a CSV file, rather than a known set."""
-    return name.startswith(("~", ".")) or "/" in name or name.lower().endswith(".csv") or Path(name).is_dir()
+    named = name.startswith(("~", ".")) or "/" in name or name.lower().endswith(".csv")
+    return named or (bool(name) and Path(name).is_dir())
 
 
 def list_pictures(where: Path) -> Listing:
