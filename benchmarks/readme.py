@@ -1,0 +1,134 @@
+"""Writes the figures of README.md from the files under benchmarks/results/.
+
+    python benchmarks/readme.py            # writes
+    python benchmarks/readme.py --check    # exits with 1 if the README says something else
+
+Everything between `<!-- results -->` and `<!-- end of results -->` is generated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+README = FOLDER.parent / "README.md"
+BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
+
+
+def main() -> int:
+    """Write or check; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    written = with_results(text)
+    if args.check:
+        return int(written != text)
+    README.write_text(written, encoding="utf-8")
+    return 0
+
+
+def with_results(text: str) -> str:
+    """Return the README with the results of today's files."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + "\n" + "\n".join([*first_run(), "", *preset_table(), "", *figures()]) + "\n" + END + after
+
+
+def first_run() -> list[str]:
+    """Return what `make train` said, as a block."""
+    lines = (RESULTS / "make_train.txt").read_text(encoding="utf-8").splitlines()
+    return ["What `make train` says, data in the cache:", "", *(f"    {line}".rstrip() for line in lines)]
+
+
+def load(name: str) -> Any:
+    """Return the content of a results file."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def preset_table() -> list[str]:
+    """Return the table of presets: accuracy, time, speed, command."""
+    return [
+        "| preset | test accuracy | training time | images/s | command |",
+        "|---|---|---|---|---|",
+        *(preset_row(load(path.name)) for path in sorted(RESULTS.glob("preset-*.json"), key=training_time)),
+        classic_row(),
+    ]
+
+
+def training_time(path: Path) -> float:
+    """Return what the table is ordered by."""
+    return float(load(path.name)["train_seconds"]["mean"])
+
+
+def preset_row(preset: dict[str, Any]) -> str:
+    """Return the row of a preset that was trained over several seeds."""
+    weights = next(iter(preset["accuracy"]))
+    single = preset["accuracy"][weights]
+    accuracy = f"{percent(single['mean'])} ± {100 * single['deviation']:.2f}"
+    if preset["view_accuracy"]:
+        several = preset["view_accuracy"][weights]
+        views = {"mirror": 2, "shifts": 6}[preset["views"]]
+        accuracy += f"; over {views} views {percent(several['mean'])} ± {100 * several['deviation']:.2f}"
+    return (
+        f"| {preset['preset']} | {accuracy} (n = {preset['n']}) | {minutes(preset['train_seconds']['mean'])} "
+        f"| {preset['images_per_second']['mean']:,.0f} | `thumbnet train --preset {preset['preset']}` |"
+    )
+
+
+def classic_row() -> str:
+    """Return the row of the system of 2015, trained once at length."""
+    classic = load("classic/result.json")
+    test = classic["test"]
+    return (
+        f"| classic | {percent(test['average']['accuracy'])} (raw weights {percent(test['raw']['accuracy'])}; n = 1) "
+        f"| {minutes(classic['train_seconds'])}, {classic['steps']:,} steps | {classic['images_per_second']:,.0f} "
+        "| `thumbnet train --preset classic` |"
+    )
+
+
+def figures() -> list[str]:
+    """Return the other figures, a line each."""
+    system, stream, large = load("classic_system.json"), load("input.json"), load("large_file.json")
+    summaries, evaluation, precision = system["summaries"], system["evaluation"], system["precision"]
+    return [
+        f"* Classic training, batch 128, input, summaries and all: "
+        f"{summaries['images_per_second_with']['median']:,.0f} images/s; first step "
+        f"{summaries['start_seconds']['median']:.1f} s after the start of the process; "
+        f"{summaries['memory_mib']['median']:,.0f} MiB resident.",
+        f"* TensorBoard summaries every {summaries['interval_steps']} steps: "
+        f"{100 * summaries['share_of_training_time']['median']:.1f} % of the training time "
+        f"({100 * summaries['share_of_training_time']['least']:.1f} to "
+        f"{100 * summaries['share_of_training_time']['most']:.1f} % in "
+        f"{summaries['share_of_training_time']['n']} pairs).",
+        f"* Evaluation of {evaluation['examples']:,} images: {evaluation['seconds']['median']:.2f} s.",
+        f"* The input alone: {stream['images_per_second']:,} distorted 24x24 images/s.",
+        f"* A {large['file_gb']:.0f} GB file of records, streamed in batches: {large['peak_rss_mb']} MB resident at "
+        f"most, of {large['budget_mb']:.0f} allowed; {large['images_per_second']:,} images/s.",
+        f"* bf16 against fp32, the first {precision['steps']:,} steps of the same seed: the loss curves are "
+        f"{precision['mean_distance_bf16_fp32_same_seed']:.3f} apart, two seeds of fp32 "
+        f"{precision['mean_distance_fp32_two_seeds']:.3f} (means over the curve).",
+        f"* `thumbnet --help`: {system['help_seconds']['median']:.2f} s.",
+        "",
+        f"Machine: {system['machine']['cores']} cores of an {system['machine']['cpu']} with AMX, PyTorch "
+        f"{system['machine']['torch']}. Files and how they came about: `benchmarks/results/`, `benchmarks/*.py`.",
+    ]
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage."""
+    return f"{100 * share:.2f} %"
+
+
+def minutes(seconds: float) -> str:
+    """Return a duration in seconds or minutes."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
