@@ -85,9 +85,11 @@ def classic_row() -> str:
     """Return the row of the system of 2015, trained once at length."""
     classic = load("classic/result.json")
     test = classic["test"]
+    # Over all of its sessions: the result's own figure is that of the last one.
+    images_per_second = classic["epochs"] * 50_000 / classic["train_seconds"]
     return (
         f"| classic | {percent(test['average']['accuracy'])} (raw weights {percent(test['raw']['accuracy'])}; n = 1) "
-        f"| {minutes(classic['train_seconds'])}, {classic['steps']:,} steps | {classic['images_per_second']:,.0f} "
+        f"| {minutes(classic['train_seconds'])}, {classic['steps']:,} steps | {images_per_second:,.0f} "
         "| `thumbnet train --preset classic` |"
     )
 
