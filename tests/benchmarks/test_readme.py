@@ -23,8 +23,8 @@ def test_the_readme_says_what_the_results_say(readme: ModuleType) -> None:
 
 
 def test_what_stands_around_the_results_stays(readme: ModuleType) -> None:
-    text = f"before\n{readme.BEGIN}old\n{readme.END}after\n"
+    text = f"before\n{readme.BEGIN}stale figures\n{readme.END}after\n"
     written = readme.with_results(text)
     assert written.startswith(f"before\n{readme.BEGIN}")
     assert written.endswith(f"{readme.END}after\n")
-    assert "old" not in written
+    assert "stale figures" not in written
