@@ -1,5 +1,5 @@
 import json
-import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,10 +134,16 @@ def test_npm_that_hangs_is_ended_with_all_it_started(tiny, npm, tmp_path: Path, 
     npm.does("sleep 60 & echo $! > child\nwait")
     with pytest.raises(DataError, match=expected):
         fetched(tiny, tmp_path, **limits)
-    child = int((tmp_path / "child").read_text())
-    status = Path(f"/proc/{child}/stat")
-    if status.exists():  # a killed orphan is a zombie until init has collected it
-        assert status.read_text().split()[2] == "Z"
-    else:
-        with pytest.raises(ProcessLookupError):
-            os.kill(child, 0)
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    until = time.monotonic() + 30
+    while alive(child) and time.monotonic() < until:  # a signal that was sent has yet to arrive
+        time.sleep(0.01)
+    assert not alive(child)
+
+
+def alive(process: Path) -> bool:
+    """Tell whether the process of this /proc/PID/stat runs; a killed orphan is a zombie until init has collected it."""
+    try:
+        return process.read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
