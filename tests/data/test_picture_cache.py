@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from thumbnet.data import picture_cache
-from thumbnet.data.listing import list_pictures
+from thumbnet.data.folder import list_pictures
 from thumbnet.data.picture_cache import DecodedPictures, decode_listing
 from thumbnet.errors import DataError
 
@@ -178,7 +178,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from thumbnet.data import picture_cache
-from thumbnet.data.listing import list_pictures
+from thumbnet.data.folder import list_pictures
 def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(picture_cache if sys.argv[1] == "_sync" else Path, sys.argv[1], killed)
@@ -201,7 +201,7 @@ def test_a_killed_decoding_leaves_the_old_records_or_none(stage: str, folder: Pa
 def test_of_two_processes_one_decodes_and_both_have_the_records(folder: Path, tmp_path: Path):
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom thumbnet.data import picture_cache\n"
-        "from thumbnet.data.listing import list_pictures\n"
+        "from thumbnet.data.folder import list_pictures\n"
         "real = picture_cache.decode_all\n"
         "def slow(*a):\n    print('decoded'); time.sleep(0.5); return real(*a)\n"
         "picture_cache.decode_all = slow\n"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from thumbnet.data.listing import list_pictures
+from thumbnet.data.folder import list_pictures
 from thumbnet.errors import DataError
 
 

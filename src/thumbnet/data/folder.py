@@ -16,8 +16,10 @@ import numpy as np
 
 from thumbnet.config import DataConfig
 from thumbnet.data.dataset import ImageDataset, Splits
-from thumbnet.data.listing import SPLITS, Listing, list_pictures, named, printable
+from thumbnet.data.listing import SPLITS, Listing, named, printable
 from thumbnet.data.picture_cache import DecodedPictures, decode_listing
+from thumbnet.data.table import list_table
+from thumbnet.data.tree import list_tree
 from thumbnet.errors import DataError, UsageError
 
 TEST_SHARE = 0.1
@@ -57,6 +59,21 @@ def load_own(config: DataConfig, cache: Path, note: Note) -> Splits:
     train, validation, test = (everything.take(part) if len(part) else None for part in parts)
     assert train is not None
     return Splits(train=train, validation=validation, test=test, fingerprint=_fingerprint(listing, decoded, parts))
+
+
+def list_pictures(where: Path) -> Listing:
+    """Return the pictures of a folder or a CSV file.
+
+    Raises:
+        DataError: there is none, there are fewer than two classes, or it is not clear what is meant.
+    """
+    where = where.expanduser().absolute()
+    if where.is_dir():
+        return list_tree(where)
+    if where.suffix.lower() == ".csv":
+        return list_table(where)
+    problem = "not a folder, nor a .csv file" if where.exists() else "there is no such folder or file"
+    raise DataError(f"{where}: {problem}\ngive --data a folder with one folder per class, a CSV file, or a known name")
 
 
 def _good(listing: Listing, decoded: DecodedPictures, *, skip_bad: bool, note: Note) -> np.ndarray:

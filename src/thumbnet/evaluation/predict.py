@@ -20,8 +20,8 @@ import torch
 from thumbnet.config import PrecisionName
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.decode import PictureError, decode_picture
-from thumbnet.data.listing import walk_pictures
 from thumbnet.data.records import RecordFormat, RecordPart
+from thumbnet.data.tree import walk_pictures
 from thumbnet.engine import device, resolve_precision
 from thumbnet.evaluation.evaluate import predict_logits
 from thumbnet.evaluation.metrics import Weights
