@@ -4,13 +4,14 @@ import io
 import os
 import re
 import sys
+import types
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from thumbnet.errors import UsageError
-from thumbnet.monitor.console import Console, StepReport, format_duration, format_step
+from thumbnet.monitor.console import Console, StepReport, format_duration, format_step, say
 
 REPORT = StepReport(
     step=1200,
@@ -244,3 +245,70 @@ def test_numbers_that_are_not_finite_have_a_line_too() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+class Notebook:
+    """What a notebook shows: printed lines, and outputs that may be replaced."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shown: list[str] = []
+        self.replaced = 0
+        shell = types.SimpleNamespace(kernel=object())
+        module = types.ModuleType("IPython")
+        module.get_ipython = lambda: shell  # type: ignore[attr-defined]
+        inner = types.ModuleType("IPython.display")
+        inner.display = self.display  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "IPython", module)
+        monkeypatch.setitem(sys.modules, "IPython.display", inner)
+        monkeypatch.setattr(sys, "stdout", self)
+
+    def write(self, text: str) -> None:
+        assert "\r" not in text
+        self.shown += text.splitlines()
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return False
+
+    def display(self, output: dict[str, str], *, raw: bool, display_id: bool) -> types.SimpleNamespace:
+        assert raw
+        assert display_id
+        place = len(self.shown)
+        self.shown.append(output["text/plain"])
+
+        def update(output: dict[str, str], *, raw: bool) -> None:
+            assert raw
+            self.shown[place] = output["text/plain"]
+            self.replaced += 1
+
+        return types.SimpleNamespace(update=update)
+
+
+def test_in_a_notebook_one_output_is_replaced_until_there_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notebook = Notebook(monkeypatch)
+    with Console(log_path=tmp_path / "log.txt") as console:
+        console.note("run x")
+        for step in (1, 20, 40):
+            console.step(dataclasses.replace(REPORT, step=step))
+        console.note("step 40: validation accuracy")
+        for step in (60, 80):
+            console.step(dataclasses.replace(REPORT, step=step))
+    say("done")
+    lines = notebook.shown
+    assert [lines[0], lines[2], lines[4]] == ["run x", "step 40: validation accuracy", "done"]
+    assert [lines[1], lines[3]] == [format_step(dataclasses.replace(REPORT, step=step)) for step in (40, 80)]
+    assert notebook.replaced == 3
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 7
+    assert capsys.readouterr() == ("", "")
+
+
+def test_quiet_leaves_the_log_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Console(log_path=tmp_path / "log.txt", quiet=True) as console:
+        console.step(REPORT)
+        console.note("a note")
+    assert capsys.readouterr() == ("", "")
+    assert (tmp_path / "log.txt").read_text().splitlines() == [format_step(REPORT), "a note"]

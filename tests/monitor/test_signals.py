@@ -54,6 +54,15 @@ def test_the_second_signal_exits_at_once(first: int, second: int, code: int) -> 
     assert (output, child.returncode) == ("", code)
 
 
+def test_a_second_signal_may_raise_instead() -> None:
+    with StopSignal("raise") as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt) as raised:
+            signal.raise_signal(signal.SIGINT)
+    assert raised.value.args == (130,)
+
+
 def test_exiting_at_once_shows_the_cursor_again() -> None:
     master, slave = pty.openpty()
     try:

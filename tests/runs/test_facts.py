@@ -15,15 +15,18 @@ from thumbnet.runs.facts import DATA_FILE, check_classes, check_facts, facts_of,
 LAYOUT = RecordFormat(image_shape=(4, 6, 3))
 
 
-def pictures(count: int, classes: tuple[str, ...]) -> ImageDataset:
+def pictures(count: int, classes: tuple[str, ...], name: str) -> ImageDataset:
     records = np.zeros((count, LAYOUT.record_bytes), np.uint8)
-    return ImageDataset("pets", classes, LAYOUT, [RecordPart(name="x", where="x", records=records)])
+    return ImageDataset(name, classes, LAYOUT, [RecordPart(name="x", where="x", records=records)])
 
 
 def splits(
-    counts: tuple[int, int, int] = (5, 2, 3), classes: tuple[str, ...] = ("cat", "dög"), fingerprint: str = "abc"
+    counts: tuple[int, int, int] = (5, 2, 3),
+    classes: tuple[str, ...] = ("cat", "dög"),
+    fingerprint: str = "abc",
+    name: str = "pets",
 ) -> Splits:
-    train, validation, test = (pictures(count, classes) if count else None for count in counts)
+    train, validation, test = (pictures(count, classes, name) if count else None for count in counts)
     assert train is not None
     return Splits(train=train, validation=validation, test=test, fingerprint=fingerprint)
 
@@ -53,6 +56,18 @@ def test_a_run_without_facts_is_not_compared(tmp_path: Path):
 def test_the_same_data_pass(tmp_path: Path):
     write_facts(tmp_path, splits())
     check_facts(tmp_path, splits())
+
+
+def test_pictures_that_were_moved_are_the_same(tmp_path: Path):
+    write_facts(tmp_path, splits())
+    check_facts(tmp_path, splits(name="animals"))
+
+
+def test_known_data_are_the_same_by_name(tmp_path: Path):
+    write_facts(tmp_path, splits(fingerprint=""))
+    for fingerprint in ("", "abc"):
+        with pytest.raises(DataError, match="the data was pets and is animals"):
+            check_facts(tmp_path, splits(name="animals", fingerprint=fingerprint))
 
 
 @pytest.mark.parametrize(

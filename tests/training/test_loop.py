@@ -197,9 +197,18 @@ def test_a_run_without_data_leaves_no_folder(recipe: Recipe, splits: Splits, tmp
 
     with pytest.raises(UsageError, match="no such data"):
         start_run(recipe, tmp_path, "run", fail)
+    large = changed(recipe, input__batch_size=1001)
     with pytest.raises(UsageError, match="larger than the training set"):
-        start_run(changed(recipe, input__batch_size=1001), tmp_path, "run", lambda _: splits)
+        start_run(large, tmp_path, "run", lambda _: splits, given=["input.batch_size"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_nobody_asked_for_is_fitted_to_the_data(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
+    told: list[str] = []
+    large = changed(recipe, input__batch_size=1001)
+    run, _ = start_run(large, tmp_path, "run", lambda _: splits, note=told.append)
+    assert Run.open(run.path).recipe.input.batch_size == 125
+    assert "1,000 images to train on do not fill a batch of 1,001: batches of 125" in told[0]
 
 
 def test_the_arithmetic_auto_stood_for_is_written_down(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import shlex
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +22,7 @@ from thumbnet.errors import UsageError
 
 if TYPE_CHECKING:
     from thumbnet.config import Recipe
-    from thumbnet.data.dataset import Splits
     from thumbnet.runs.run import Run
-    from thumbnet.training.loop import Outcome, Training
-
-DEFAULT_PRESET = "quick"
 
 # Flag, its 2015 name if any, recipe key, parser of its value, help.
 RECIPE_FLAGS: tuple[tuple[str, str | None, str, Callable[[str], object], str], ...] = (
@@ -61,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="Any entry of the recipe can be set: --set distort.flip=none --set optimizer.momentum=0.9",
     )
     parser.set_defaults(parser=parser)
-    parser.add_argument("--preset", help=f"recipe to start from ({DEFAULT_PRESET}); `thumbnet info` lists them")
+    parser.add_argument("--preset", help="recipe to start from (quick, or that of --model); `thumbnet info` lists them")
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="recipe.toml to start from, such as that of a run")
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="RUN", help="go on with a run, exactly (the newest in --out)"
@@ -91,48 +84,32 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, evaluate, report; returns the exit code."""
     from thumbnet import engine
-    from thumbnet.cli.doctor import describe_machine, machine_lines
-    from thumbnet.errors import DivergedError
-    from thumbnet.monitor.console import Console
-    from thumbnet.monitor.signals import StopSignal
-    from thumbnet.training.session import conclude, open_training
+    from thumbnet.training.whole import Options, Stopped, train_new, train_on
 
-    engine.prepare(args.threads)
     if args.log_device_placement:
+        from thumbnet.cli.doctor import describe_machine, machine_lines
+
+        engine.prepare(args.threads)
         note("\n".join(machine_lines(describe_machine(args.data_dir))))
     if args.devices > 1:
         note(f"--devices {args.devices}: training uses one device, {engine.device()}")
-    this_run, recipe, load = _begin(args)
-    if args.resume is not None:
-        _keep_threads(this_run, args.threads)
-    with this_run.lock(), Console(args.log_format, log_path=this_run.path / "log.txt") as console:
+    overrides = overrides_of(args)
+    options = Options(
+        data_dir=args.data_dir,
+        offline=args.offline,
+        threads=args.threads,
+        look_at_test=not args.no_test,
+        log_format=args.log_format,
+    )
+    try:
         if args.resume is not None:
-            # Under the lock: the recipe of a run that another process trains must not change.
-            this_run.change_recipe(recipe)
-        start_seconds: list[float] = []
-        with _no_empty_run(this_run, new=args.resume is None):
-            training = open_training(this_run, load(), console, resume=args.resume is not None)
-            for line in _opening_lines(training):
-                console.note(line)
-            # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
-            with StopSignal() as stop:
-                try:
-                    outcome = training.fit(stop, lambda: start_seconds.append(engine.process_age_s()))
-                except DivergedError as error:
-                    raise DivergedError(f"{error}\nrun: {this_run.path}") from error
-        if outcome.stopped_by:
-            console.note(f"stopped at step {outcome.steps}, saved; to go on: {this_run.resume_command}")
-            return stop.exit_code
-        try:
-            result = conclude(training, outcome, start_seconds[0], look_at_test=not args.no_test)
-        except KeyboardInterrupt:
-            console.note(f"stopped in the final evaluation, all steps are saved; to go on: {this_run.resume_command}")
-            raise
-        console.note(_speed_line(outcome, result))
-    if args.json:
-        print(json.dumps(result))
-    else:
-        print("\n".join(_result_lines(this_run, result)))
+            result = train_on(_run_to_resume(args), overrides, options)
+        else:
+            recipe = _new_recipe(args, overrides)
+            result = train_new(recipe, options, out=args.out, name=args.name, given=overrides.keys())
+    except Stopped as stopped:
+        return stopped.exit_code
+    print(json.dumps(result.figures) if args.json else result)
     return 0
 
 
@@ -172,119 +149,24 @@ def _checkpoint_interval(text: str) -> dict[str, object]:
         raise UsageError(f"--checkpoint-every {text}: neither steps such as 500 nor a time such as 60s") from None
 
 
-def _begin(args: argparse.Namespace) -> tuple[Run, Recipe, Callable[[], Splits]]:
-    """Make the new run, or find the one to resume; gives the run, its recipe from here on, and what loads its data."""
-    from thumbnet.data import load_splits
-    from thumbnet.runs.run import find_checkpoint
-    from thumbnet.training.session import resumed_recipe, start_run
+def _run_to_resume(args: argparse.Namespace) -> Run:
+    """Return the run to go on with."""
+    from thumbnet.training.whole import run_to_resume
 
-    def load(recipe: Recipe) -> Splits:
-        return load_splits(recipe.data, data_dir=args.data_dir, offline=args.offline, note=note)
-
-    overrides = overrides_of(args)
-    if args.resume is None:
-        new, splits = start_run(_new_recipe(args, overrides), args.out, args.name, load)
-        return new, new.recipe, lambda: splits
     for flag in ("preset", "recipe", "name"):
         if getattr(args, flag):
             raise UsageError(f"--{flag} and --resume: a resumed run keeps its own; start a new one without --resume")
-    found, step = find_checkpoint(args.out, args.resume or None)
-    if step is not None:
-        raise UsageError(
-            f"--resume {args.resume}: a run goes on from its newest checkpoint: give the run, {found.path}"
-        )
-    return found, resumed_recipe(found, overrides), lambda: load(found.recipe)
-
-
-def _keep_threads(this_run: Run, asked: int | None) -> None:
-    """Resume with the threads that the run began with: sums over another number of threads round otherwise."""
-    from thumbnet import engine
-
-    before = this_run.threads
-    if before is None:
-        return
-    if asked is None:
-        engine.prepare(before)
-    elif asked != before:
-        note(f"--threads {asked}: the run began with --threads {before}, so its weights may differ in the last digits")
+    return run_to_resume(args.out, args.resume or None)
 
 
 def _new_recipe(args: argparse.Namespace, overrides: dict[str, object]) -> Recipe:
     """Return the recipe of a new run: a preset or a file, with what the flags change."""
     from thumbnet.config import load_preset, load_recipe
+    from thumbnet.training.adapt import preset_for
 
     if args.preset and args.recipe:
         raise UsageError("--preset and --recipe: give one of the two")
     if args.recipe:
         return load_recipe(args.recipe, overrides)
-    return load_preset(args.preset or DEFAULT_PRESET, overrides)
-
-
-@contextlib.contextmanager
-def _no_empty_run(this_run: Run, *, new: bool) -> Iterator[None]:
-    """Clear away a new run that ends before its first checkpoint: it holds nothing to go on with."""
-    try:
-        yield
-    except BaseException:
-        if new and not this_run.checkpoints.steps():
-            shutil.rmtree(this_run.path, ignore_errors=True)
-        raise
-
-
-def _opening_lines(training: Training) -> list[str]:
-    """Say what is going to be trained, on what, with what."""
-    import torch
-
-    from thumbnet.kernels import load_library
-
-    recipe, splits, state = training.recipe, training.splits, training.state
-    parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    validation = f", {len(splits.validation):,} for validation" if splits.validation is not None else ""
-    count = torch.get_num_threads()
-    threads = f"{count} thread{'s' * (count > 1)}"
-    kernels = "fused C kernels" if load_library().handle else f"no fused kernels ({load_library().why})"
-    lines = [
-        f"run {training.run.path}: preset {recipe.preset}, seed {recipe.seed}",
-        f"data {recipe.data.name}: {len(splits.train):,} images to train on{validation}",
-        f"network {recipe.model.name}: {parameters:,} parameters, input {recipe.distort.crop}x{recipe.distort.crop}, "
-        f"batch {recipe.input.batch_size}",
-        f"engine: {training.precision.name} ({training.precision.why}), {threads}, {kernels}",
-    ]
-    height, width, _ = splits.train.image_shape
-    if 3 * recipe.distort.crop < 2 * min(height, width):
-        lines.append(
-            f"the network sees only {recipe.distort.crop}x{recipe.distort.crop} of the {height}x{width} pictures: "
-            f"--set distort.crop={7 * min(height, width) // 8} shows it more"
-        )
-    if state.step:
-        lines.append(f"resumed after step {state.step}")
-    return lines
-
-
-def _speed_line(outcome: Outcome, result: dict[str, Any]) -> str:
-    from thumbnet.monitor.console import format_duration
-
-    return (
-        f"trained {outcome.steps} steps ({outcome.epochs:.1f} epochs) in {format_duration(outcome.train_seconds)}, "
-        f"{outcome.images_per_second:,.0f} images/s, {100 * outcome.wait_fraction:.1f} % of it waiting for input; "
-        f"evaluation, not in this time, {result.get('test_seconds', 0):.1f} s; {result['memory_mib']:,.0f} MiB resident"
-    )
-
-
-def _result_lines(this_run: Run, result: dict[str, Any]) -> list[str]:
-    """Return the result as a person reads it."""
-    lines = []
-    for weights, metrics in result.get("test", {}).items():
-        lines.append(
-            f"test accuracy, {weights + ' weights:':<17} {100 * metrics['accuracy']:.2f} %   "
-            f"(top-5 {100 * metrics['top5']:.2f} %, loss {metrics['loss']:.3f})"
-        )
-        if "view_accuracy" in metrics:
-            lines.append(f"    over several views of each picture: {100 * metrics['view_accuracy']:.2f} %")
-    path = shlex.quote(str(this_run.path))
-    return [
-        *lines,
-        f"run folder:       {this_run.path}",
-        f"evaluate again:   thumbnet eval {path}",
-        f"curves:           tensorboard --logdir {path}/tensorboard",
-    ]
+    model = overrides.get("model.name")
+    return load_preset(args.preset or preset_for(None if model is None else str(model)), overrides)

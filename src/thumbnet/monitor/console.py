@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from thumbnet.errors import UsageError
 
@@ -54,14 +54,15 @@ class Console:
     """Prints step lines and notes.
 
     In a terminal the step line is one live line that stays below the notes; that of the last step is left standing.
-    Elsewhere (a file, a pipe, a notebook), and with the tutorial's format, every report is a plain line: no carriage
-    returns, no colours. The log file gets plain lines always. A stream or log file that fails (disk full, terminal
-    gone) is given up; the training goes on.
+    In a notebook it is an output that is replaced until there is a note. Elsewhere (a file, a pipe), and with the
+    tutorial's format, every report is a plain line: no carriage returns, no colours. The log file gets plain lines
+    always. A stream or log file that fails (disk full, terminal gone) is given up; the training goes on.
 
     Args:
         format: `default`, or `tutorial` for the line of 2015.
-        stream: where to print; standard error if None.
+        stream: where to print; if None, where `say` does.
         log_path: file that everything is appended to as plain lines, or None.
+        quiet: print nothing at all; only the log file is written.
         now: clock of the tutorial's format, local time.
 
     Raises:
@@ -74,10 +75,12 @@ class Console:
         stream: TextIO | None = None,
         log_path: Path | None = None,
         *,
+        quiet: bool = False,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self._format = format
-        self._stream: TextIO | None = sys.stderr if stream is None else stream
+        in_notebook = stream is None and is_notebook()
+        self._stream: TextIO | None = None if quiet else _default_stream() if stream is None else stream
         self._now = now
         self._log: TextIO | None = None
         if log_path is not None:
@@ -86,14 +89,17 @@ class Console:
             except OSError as error:
                 raise UsageError(f"{log_path}: cannot write the log: {error.strerror}") from error
         self._live: Live | None = None
-        if format == "default" and _is_terminal(self._stream):
+        self._output = NotebookOutput() if in_notebook and format == "default" and not quiet else None
+        if format == "default" and self._output is None and _is_terminal(self._stream):
             self._live = _start_live(self._stream)
 
     def step(self, report: StepReport) -> None:
         """Show a step line."""
         line = format_tutorial(report, self._now()) if self._format == "tutorial" else format_step(report)
         self._write_log(line)
-        if self._live is None:
+        if self._output is not None:
+            self._output.show(line)
+        elif self._live is None:
             self._write_stream(line)
         elif report.step >= report.steps:
             self._guard(lambda live: live.update("", refresh=True))
@@ -104,6 +110,8 @@ class Console:
     def note(self, text: str) -> None:
         """Print a line or several, above the live line."""
         self._write_log(text)
+        if self._output is not None:
+            self._output.leave()
         if self._live is None:
             self._write_stream(text)
         else:
@@ -158,6 +166,44 @@ class Console:
                     self._log.close()
                 self._log = None
                 self.note(f"warning: the log file is given up: {error.strerror}")
+
+
+class NotebookOutput:
+    """A line in the output of a notebook's cell that is replaced by the next one, without carriage returns."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, text: str) -> None:
+        """Show a line in place of the last one, or below what was printed since."""
+        from IPython.display import display
+
+        output = {"text/plain": text}
+        if self._handle is None:
+            self._handle = display(output, raw=True, display_id=True)
+        else:
+            self._handle.update(output, raw=True)
+
+    def leave(self) -> None:
+        """Leave the last line standing: the next one is another."""
+        self._handle = None
+
+
+def is_notebook() -> bool:
+    """Tell whether this code runs in a notebook's cell: IPython is there, and has a kernel."""
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None and hasattr(module, "get_ipython") else None
+    return hasattr(shell, "kernel")
+
+
+def say(text: str) -> None:
+    """Print a line for the user: to standard error, which leaves the output to results; in a notebook as any output."""
+    print(text, file=_default_stream(), flush=True)
+
+
+def _default_stream() -> TextIO:
+    # Notebooks show standard error as if it were an error.
+    return sys.stdout if is_notebook() else sys.stderr
 
 
 def format_step(report: StepReport, width: int | None = None) -> str:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Literal
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = b"\x1b[?25h\n"
@@ -19,7 +20,8 @@ class StopSignal:
     """While entered, turns SIGINT and SIGTERM into a request that the training loop looks at after each step.
 
     A second signal ends the process at once with 128 + its number, as shells report it (130 or 143): nothing is saved,
-    flushed or unwound, since whatever the program was doing may be what hangs. Leaving restores the former handlers.
+    flushed or unwound, since whatever the program was doing may be what hangs. Where the process is not ours, as in a
+    notebook, it raises KeyboardInterrupt instead. Leaving restores the former handlers.
 
     Python lets only the main thread handle signals: entered in another thread, this does nothing and `active` is False.
 
@@ -28,9 +30,13 @@ class StopSignal:
         active: whether signals are being handled.
     """
 
-    def __init__(self) -> None:
+    Second = Literal["exit", "raise"]
+    """What a second signal does."""
+
+    def __init__(self, second: Second = "exit") -> None:
         self.requested: int | None = None
         self.active = False
+        self._second = second
         self._previous: dict[int, _Handler] = {}
 
     @property
@@ -61,6 +67,8 @@ class StopSignal:
         if self.requested is None:
             self.requested = number
             return
+        if self._second == "raise":
+            raise KeyboardInterrupt(128 + number)
         if sys.__stderr__ is not None and sys.__stderr__.isatty():
             # A live status line hides the cursor, and no clean-up will run to show it again.
             os.write(sys.__stderr__.fileno(), _SHOW_CURSOR)

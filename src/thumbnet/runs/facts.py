@@ -112,18 +112,25 @@ def class_names_of(run: Path, data_name: str) -> tuple[str, ...]:
 def check_facts(run: Path, splits: Splits) -> None:
     """Compare a data set with what a run was trained on: its files may have changed since.
 
+    Pictures of one's own are the same ones wherever they lie, and whatever their folder is called.
+
     Raises:
         DataError: it is another one; says what differs.
         CheckpointError: the run's file is damaged.
     """
     before = read_facts(run)
     now = facts_of(splits)
-    if before is None or before == now:
+    if before is None or is_same_data(before, now):
         return
     raise DataError(
         f"{now.name}: {_difference(before, now)} since the run {run} began\n"
         "put the pictures back as they were, or train a new run on them as they are"
     )
+
+
+def is_same_data(before: DataFacts, now: DataFacts) -> bool:
+    """Return whether two data sets hold the same examples, by name, or by fingerprint if they have one."""
+    return before == (dataclasses.replace(now, name=before.name) if now.fingerprint else now)
 
 
 def check_classes(run: Path, splits: Splits) -> None:
@@ -153,4 +160,6 @@ def _difference(before: DataFacts, now: DataFacts) -> str:
         old, new_value = getattr(before, what), getattr(now, what)
         if old != new_value:
             return f"'{what}' was {old} and is {new_value}: pictures have changed"
+    if not (before.fingerprint and now.fingerprint) and before.name != now.name:
+        return f"the data was {before.name} and is {now.name}"
     return "pictures have changed, though there are as many"

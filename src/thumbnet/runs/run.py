@@ -357,7 +357,7 @@ def _describe_run(name: str, recipe: Recipe, created: str) -> dict[str, Any]:
         "name": name,
         "preset": recipe.preset,
         "created": created,
-        "command": shlex.join(["thumbnet", *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "folder": str(Path.cwd()),
         "thumbnet": thumbnet.__version__,
         "torch": torch.__version__,

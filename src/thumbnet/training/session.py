@@ -8,7 +8,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ from thumbnet.monitor.console import Console
 from thumbnet.monitor.event_file import EventFile
 from thumbnet.runs.facts import check_facts, read_facts, write_facts
 from thumbnet.runs.run import Run
+from thumbnet.training.adapt import fit_to_examples
 from thumbnet.training.loop import Outcome, Training, length_of
 from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.state import new_state
 
-# What a resumed training may change: how long it goes on and what it writes, never what a step computes.
+# What a resumed training may change: how long it goes on, what it writes, and where its pictures are, which must be the
+# same ones (`check_facts`); never what a step computes.
 RESUMABLE = (
     "train.steps",
     "train.epochs",
@@ -47,14 +49,31 @@ RESUMABLE = (
     "train.checkpoint_every_steps",
     "train.checkpoint_every_s",
     "train.keep",
+    "data.name",
 )
 
 
-def start_run(recipe: Recipe, out: Path, name: str | None, load: Callable[[Recipe], Splits]) -> tuple[Run, Splits]:
+def start_run(
+    recipe: Recipe,
+    out: Path,
+    name: str | None,
+    load: Callable[[Recipe], Splits],
+    *,
+    given: Collection[str] = (),
+    note: Callable[[str], None] = lambda _: None,
+) -> tuple[Run, Splits]:
     """Make the folder of a new run and load its data; the folder does not stay when the data cannot be had.
 
     The arithmetic that `auto` stands for is written into the recipe, so that a resume elsewhere computes the same, and
-    so is the whole path of pictures of one's own.
+    so are the whole path of pictures of one's own and the batch that their number allows (`fit_to_examples`).
+
+    Args:
+        recipe: what to train.
+        out: folder of the runs.
+        name: of the run's folder; preset and time if None.
+        load: returns the data of a recipe.
+        given: entries of the recipe that must not be fitted to the data.
+        note: gets a line where something was.
 
     Raises:
         UsageError: the folder cannot be made, or the recipe does not fit the data.
@@ -71,6 +90,10 @@ def start_run(recipe: Recipe, out: Path, name: str | None, load: Callable[[Recip
     run = Run.create(out, recipe, name)
     try:
         splits = load(recipe)
+        recipe, remark = fit_to_examples(recipe, len(splits.train), given)
+        if remark:
+            run.change_recipe(recipe)
+            note(remark)
         draw(0, recipe.distort, splits.train.image_shape, seed=recipe.seed, epoch=0)  # tells of an impossible crop
         write_facts(run.path, splits)
         length_of(recipe, len(splits.train))

@@ -1,0 +1,265 @@
+"""A whole training, from a recipe to its figures: what `thumbnet train` and `thumbnet.train` both do."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thumbnet import engine
+from thumbnet.config import Recipe
+from thumbnet.data import lasting_name, load_splits
+from thumbnet.data.dataset import Splits
+from thumbnet.errors import DivergedError, UsageError
+from thumbnet.kernels import load_library
+from thumbnet.monitor.console import Console, LogFormat, format_duration, say
+from thumbnet.monitor.signals import StopSignal
+from thumbnet.runs.facts import check_facts
+from thumbnet.runs.run import Run, find_checkpoint
+from thumbnet.training.loop import Outcome, Training
+from thumbnet.training.session import conclude, open_training, resumed_recipe, start_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a training is asked for beside its recipe."""
+
+    data_dir: Path | None = None
+    """Where data sets are kept; None for the user's cache folder."""
+    offline: bool = False
+    """Never touch the network."""
+    threads: int | None = None
+    """Processor threads; None for every core, or as many as a resumed run began with."""
+    look_at_test: bool = True
+    """Evaluate on the test set at the end."""
+    log_format: LogFormat = "default"
+    """Form of the step line."""
+    quiet: bool = False
+    """Print nothing; the run's log is written all the same."""
+    second_signal: StopSignal.Second = "exit"
+    """What a second Ctrl-C does: ends the process at once, or raises KeyboardInterrupt."""
+
+    def note(self, text: str) -> None:
+        """Tell the user a line, unless nothing is to be printed."""
+        if not self.quiet:
+            say(text)
+
+    def load(self, recipe: Recipe) -> Splits:
+        """Return the examples that a recipe asks for."""
+        return load_splits(recipe.data, data_dir=self.data_dir, offline=self.offline, note=self.note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training has come to; `print` shows it as `thumbnet train` does."""
+
+    run: Path
+    """The run's folder."""
+    figures: dict[str, Any]
+    """What `result.json` holds: steps, epochs, train_seconds, images_per_second, test and more."""
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Test accuracy, top5, loss and ece by weights, `average` before `raw`; empty where the test was left out."""
+        metrics: dict[str, dict[str, float]] = self.figures.get("test", {})
+        return metrics
+
+    @property
+    def accuracy(self) -> float | None:
+        """Test accuracy, 0 to 1, of the averaged weights where there are any; None where the test was left out."""
+        return next((metrics["accuracy"] for metrics in self.metrics.values()), None)
+
+    def __str__(self) -> str:
+        lines = []
+        for weights, metrics in self.metrics.items():
+            lines.append(
+                f"test accuracy, {weights + ' weights:':<17} {100 * metrics['accuracy']:.2f} %   "
+                f"(top-5 {100 * metrics['top5']:.2f} %, loss {metrics['loss']:.3f})"
+            )
+            if "view_accuracy" in metrics:
+                lines.append(f"    over several views of each picture: {100 * metrics['view_accuracy']:.2f} %")
+        path = shlex.quote(str(self.run))
+        lines.append(f"run folder:       {self.run}")
+        lines.append(f"evaluate again:   thumbnet eval {path}")
+        lines.append(f"curves:           tensorboard --logdir {path}/tensorboard")
+        return "\n".join(lines)
+
+
+class Stopped(KeyboardInterrupt):
+    """A training was asked to end early: its last step is saved, and it can go on from there."""
+
+    def __init__(self, run: Path, steps: int, exit_code: int) -> None:
+        super().__init__(f"stopped at step {steps}, saved; to go on: thumbnet.train(resume={str(run)!r})")
+        self.run = run
+        self.steps = steps
+        self.exit_code = exit_code
+        """That of a command that ends so: 130 for Ctrl-C, 143 for SIGTERM."""
+
+
+def train_new(
+    recipe: Recipe,
+    options: Options,
+    *,
+    out: Path,
+    name: str | None = None,
+    given: Collection[str] = (),
+    splits: Splits | None = None,
+) -> TrainResult:
+    """Train a new run to its end.
+
+    Args:
+        recipe: what to train.
+        options: how.
+        out: folder of the runs.
+        name: of the run's folder; preset and time if None.
+        given: entries of the recipe, by dotted key, that were asked for and must not be fitted to the data.
+        splits: the examples of `recipe.data`, if they are loaded already.
+
+    Raises:
+        UsageError: the recipe, the name or the folder cannot be used.
+        DataError: the data cannot be had.
+        DivergedError: a loss or gradient was not finite; a checkpoint of the step before it stands.
+        Stopped: it was interrupted.
+    """
+    engine.prepare(options.threads)
+    run, loaded = start_run(
+        recipe, out, name, options.load if splits is None else lambda _: splits, given=given, note=options.note
+    )
+    with _no_empty_run(run):
+        return _train(run, lambda: loaded, options, resume=False)
+
+
+def run_to_resume(out: Path, name_or_path: str | None) -> Run:
+    """Return a run by its name in `out` or its path; None is the newest in `out`.
+
+    Raises:
+        UsageError: there is no such run, or one of its checkpoints is named: a run goes on from its newest.
+        CheckpointError: the run is damaged.
+    """
+    run, step = find_checkpoint(out, name_or_path)
+    if step is not None:
+        raise UsageError(f"--resume {name_or_path}: a run goes on from its newest checkpoint: give the run, {run.path}")
+    return run
+
+
+def train_on(run: Run, overrides: Mapping[str, object], options: Options) -> TrainResult:
+    """Go on with a run from its newest checkpoint, to its end.
+
+    Args:
+        run: the run.
+        overrides: what to change in its recipe, by dotted key: no more than `session.RESUMABLE`.
+        options: how.
+
+    Raises:
+        UsageError: an override would change what a step computes, or there is nothing left to do.
+        DataError: the data cannot be had, or has changed.
+        CheckpointError: no checkpoint is usable, or another process trains the run.
+        DivergedError: as `train_new`.
+        Stopped: it was interrupted.
+    """
+    engine.prepare(options.threads)
+    if "data.name" in overrides:
+        overrides = {**overrides, "data.name": lasting_name(str(overrides["data.name"]))}
+    recipe = resumed_recipe(run, overrides)
+    _keep_threads(run, options)
+
+    def load() -> Splits:
+        # Under the lock: the recipe of a run that another process trains must not change; nor is it changed to data
+        # that is not the run's own.
+        splits = options.load(recipe)
+        check_facts(run.path, splits)
+        run.change_recipe(recipe)
+        return splits
+
+    return _train(run, load, options, resume=True)
+
+
+def _train(run: Run, load: Callable[[], Splits], options: Options, *, resume: bool) -> TrainResult:
+    """Train a run, new or begun, to its end, and evaluate it."""
+    start_seconds: list[float] = []
+    log_path = run.path / "log.txt"
+    with run.lock(), Console(options.log_format, log_path=log_path, quiet=options.quiet) as console:
+        training = open_training(run, load(), console, resume=resume)
+        for line in _opening_lines(training):
+            console.note(line)
+        # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
+        with StopSignal(options.second_signal) as stop:
+            try:
+                outcome = training.fit(stop, lambda: start_seconds.append(engine.process_age_s()))
+            except DivergedError as error:
+                raise DivergedError(f"{error}\nrun: {run.path}") from error
+        if outcome.stopped_by:
+            console.note(f"stopped at step {outcome.steps}, saved; to go on: {run.resume_command}")
+            raise Stopped(run.path, outcome.steps, stop.exit_code)
+        try:
+            figures = conclude(training, outcome, start_seconds[0], look_at_test=options.look_at_test)
+        except KeyboardInterrupt:
+            console.note(f"stopped in the final evaluation, all steps are saved; to go on: {run.resume_command}")
+            raise
+        console.note(_speed_line(outcome, figures))
+    return TrainResult(run=run.path, figures=figures)
+
+
+@contextlib.contextmanager
+def _no_empty_run(run: Run) -> Iterator[None]:
+    """Clear away a new run that ends before its first checkpoint: it holds nothing to go on with."""
+    try:
+        yield
+    except BaseException:
+        if not run.checkpoints.steps():
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def _keep_threads(run: Run, options: Options) -> None:
+    """Resume with the threads that the run began with: sums over another number of threads round otherwise."""
+    before, asked = run.threads, options.threads
+    if before is None:
+        return
+    if asked is None:
+        engine.prepare(before)
+    elif asked != before:
+        options.note(
+            f"--threads {asked}: the run began with --threads {before}, so its weights may differ in the last digits"
+        )
+
+
+def _opening_lines(training: Training) -> list[str]:
+    """Say what is going to be trained, on what, with what."""
+    recipe, splits, state = training.recipe, training.splits, training.state
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    validation = f", {len(splits.validation):,} for validation" if splits.validation is not None else ""
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' * (count > 1)}"
+    kernels = "fused C kernels" if load_library().handle else f"no fused kernels ({load_library().why})"
+    lines = [
+        f"run {training.run.path}: preset {recipe.preset}, seed {recipe.seed}",
+        f"data {recipe.data.name}: {len(splits.train):,} images to train on{validation}",
+        f"network {recipe.model.name}: {parameters:,} parameters, input {recipe.distort.crop}x{recipe.distort.crop}, "
+        f"batch {recipe.input.batch_size}",
+        f"engine: {training.precision.name} ({training.precision.why}), {threads}, {kernels}",
+    ]
+    height, width, _ = splits.train.image_shape
+    if 3 * recipe.distort.crop < 2 * min(height, width):
+        lines.append(
+            f"the network sees only {recipe.distort.crop}x{recipe.distort.crop} of the {height}x{width} pictures: "
+            f"--set distort.crop={7 * min(height, width) // 8} shows it more"
+        )
+    if state.step:
+        lines.append(f"resumed after step {state.step}")
+    return lines
+
+
+def _speed_line(outcome: Outcome, figures: Mapping[str, Any]) -> str:
+    return (
+        f"trained {outcome.steps} steps ({outcome.epochs:.1f} epochs) in {format_duration(outcome.train_seconds)}, "
+        f"{outcome.images_per_second:,.0f} images/s, {100 * outcome.wait_fraction:.1f} % of it waiting for input; "
+        f"evaluation, not in this time, {figures.get('test_seconds', 0):.1f} s; {figures['memory_mib']:,.0f} MiB "
+        "resident"
+    )
