@@ -13,10 +13,10 @@ from thumbnet.data import load_splits
 from thumbnet.data.dataset import Splits
 from thumbnet.data.shapes import CLASS_NAMES as SHAPES
 from thumbnet.engine import resolve_precision
-from thumbnet.errors import CheckpointError
+from thumbnet.errors import CheckpointError, DataError, UsageError
 from thumbnet.evaluation import predict
 from thumbnet.evaluation.evaluate import predict_logits
-from thumbnet.evaluation.predict import MAX_STDIN_BYTES, Predictor, find_pictures
+from thumbnet.evaluation.predict import MAX_STDIN_BYTES, Prediction, Predictor, find_pictures
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import Checkpoint
 from thumbnet.runs.facts import write_facts
@@ -88,7 +88,7 @@ def test_files_are_seen_as_the_evaluation_sees_their_records(run: Run, splits: S
     assert (predictor.step, predictor.weights, predictor.class_names) == (20, "average", CLASSES)
     logits, _ = predict_logits(model_of(run, 21), splits.train, run.recipe.distort, precision=resolve_precision("fp32"))
     expected = torch.softmax(torch.from_numpy(logits).double(), dim=1).numpy()
-    predictions = list(predictor.predict(keys_and_paths(splits, folder), top=5))
+    predictions = list(predictor.predict_files(keys_and_paths(splits, folder), top=5))
     for prediction, probabilities in zip(predictions, expected, strict=True):
         assert prediction.problem is None
         told = dict(prediction.top)
@@ -99,9 +99,9 @@ def test_files_are_seen_as_the_evaluation_sees_their_records(run: Run, splits: S
 
 
 def test_one_checkpoint_by_its_step(run: Run):
-    assert Predictor(run, step=10).step == 10
+    assert Predictor(run, checkpoint=10).step == 10
     with pytest.raises(CheckpointError, match="no checkpoint of step 15"):
-        Predictor(run, step=15)
+        Predictor(run, checkpoint=15)
 
 
 def test_raw_weights_where_there_is_no_average(run: Run, splits: Splits):
@@ -134,7 +134,7 @@ def test_the_data_are_not_needed(run: Run, folder: Path, tmp_path: Path):
     copy = tmp_path / "one.png"
     shutil.copy(folder / "ant" / "0.png", copy)
     (run.path / "recipe.toml").write_text((run.path / "recipe.toml").read_text().replace(str(folder), "/gone"))
-    (prediction,) = Predictor(Run.open(run.path)).predict([str(copy)], top=1)
+    (prediction,) = Predictor(Run.open(run.path)).predict_files([str(copy)], top=1)
     assert prediction.top[0][0] in CLASSES
 
 
@@ -159,7 +159,7 @@ def test_bad_files_are_told_in_their_places(run: Run, folder: Path, tmp_path: Pa
     os.mkfifo(tmp_path / "pipe.png")
     good = str(folder / "bee" / "1.jpg")
     files = [str(tmp_path / name) for name in ("empty.jpg", "cut.png", "pipe.png", "nothing.png")]
-    predictions = list(Predictor(run).predict([files[0], good, good, *files[1:], good], top=2))
+    predictions = list(Predictor(run).predict_files([files[0], good, good, *files[1:], good], top=2))
     problems = [prediction.problem for prediction in predictions]
     assert problems[0] == "empty, 0 bytes"
     assert problems[1:3] == [None, None]
@@ -173,6 +173,73 @@ def test_bad_files_are_told_in_their_places(run: Run, folder: Path, tmp_path: Pa
 
 def test_no_pictures_give_no_probabilities(run: Run):
     assert Predictor(run).probabilities(np.zeros((0, SIDE, SIDE, 3), np.uint8)).shape == (0, len(CLASSES))
+
+
+def test_one_picture_in_any_form_shows_the_same(run: Run, folder: Path):
+    predictor = Predictor(run)
+    path = folder / "bee" / "0.png"
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+        forms = [str(path), path, image, Image.fromarray(pixels), pixels, pixels[:, :, ::-1][:, :, ::-1]]
+        told = [predictor.predict(form, top=2) for form in forms]
+        together = predictor.predict(iter(forms), top=2)
+    assert all(isinstance(prediction, Prediction) for prediction in told)
+    for prediction, again in zip(told, together, strict=True):
+        assert dict(prediction.top) == pytest.approx(dict(told[0].top), rel=1e-5)
+        assert dict(again.top) == pytest.approx(dict(told[0].top), rel=1e-5)
+    assert (told[0].label, told[0].probability) == told[0].top[0]
+    assert [prediction.file for prediction in told] == [str(path), str(path), "", "", "", ""]
+
+
+def test_a_stack_of_pictures_is_several(run: Run):
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 30, 3), np.uint8)
+    predictor = Predictor(run)
+    first, second = predictor.predict(images)
+    assert len(first.top) == 3
+    assert dict(first.top) != dict(second.top)
+    assert predictor.predict([]) == predictor.predict(images[:0]) == []
+
+
+def test_grey_and_transparent_arrays_are_pictures(run: Run):
+    grey = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
+    opaque = np.dstack([grey, grey, grey, np.full_like(grey, 255)])
+    probabilities = Predictor(run).probabilities([grey, grey[..., None], opaque[..., :3], opaque])
+    assert probabilities.shape == (4, len(CLASSES))
+    assert probabilities == pytest.approx(np.tile(probabilities[0], (4, 1)), rel=1e-5)
+    assert probabilities.sum(1) == pytest.approx(np.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), r"picture 1 is an array \[8, 8, 3\] of float32: expected uint8"),
+        (np.zeros((3, 8, 8), np.uint8), r"array \[3, 8, 8\] of uint8: expected uint8 \(0 to 255\), \[H, W, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), "expected"),
+        (7, "picture 1 is of type int: give a path"),
+        (None, "picture 1 is of type NoneType"),
+    ],
+)
+def test_what_is_no_picture_is_refused(picture: object, message: str, run: Run):
+    with pytest.raises(UsageError, match=message):
+        Predictor(run).predict([np.zeros((8, 8, 3), np.uint8), picture])  # type: ignore[list-item]
+
+
+def test_a_file_that_cannot_be_read_is_named(run: Run, tmp_path: Path):
+    with pytest.raises(DataError, match=r"nothing\.png: there is no such file"):
+        Predictor(run).predict(tmp_path / "nothing.png")
+    (tmp_path / "a\n.png").write_bytes(b"GIF89a")
+    with pytest.raises(DataError, match=r"a\\n\.png: a GIF, not a JPEG"):
+        Predictor(run).predict([tmp_path / "a\n.png"])
+
+
+def test_either_weights_can_be_asked_for(run: Run):
+    images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    averaged, raw = (Predictor(run, weights=weights) for weights in ("average", "raw"))
+    assert (averaged.weights, raw.weights) == ("average", "raw")
+    assert not np.allclose(averaged.probabilities(images), raw.probabilities(images))
+    save(run, 30, average=False)
+    with pytest.raises(UsageError, match="keeps no average"):
+        Predictor(run, weights="average")
 
 
 class Zeros(io.RawIOBase):
@@ -189,12 +256,12 @@ class Zeros(io.RawIOBase):
 def test_standard_input(run: Run, folder: Path):
     predictor = Predictor(run)
     path = folder / "cow" / "2.png"
-    (from_file,) = predictor.predict([str(path)], top=3)
-    (from_stdin,) = predictor.predict(["-"], top=3, stdin=io.BytesIO(path.read_bytes()))
+    (from_file,) = predictor.predict_files([str(path)], top=3)
+    (from_stdin,) = predictor.predict_files(["-"], top=3, stdin=io.BytesIO(path.read_bytes()))
     assert from_stdin.top == from_file.top
-    (empty,) = predictor.predict(["-"], top=3, stdin=io.BytesIO(b""))
+    (empty,) = predictor.predict_files(["-"], top=3, stdin=io.BytesIO(b""))
     assert empty.problem == "empty, 0 bytes"
-    (endless,) = predictor.predict(["-"], top=3, stdin=io.BufferedReader(Zeros()))
+    (endless,) = predictor.predict_files(["-"], top=3, stdin=io.BufferedReader(Zeros()))
     assert endless.problem == f"larger than {MAX_STDIN_BYTES // 2**20} MiB"
 
 
@@ -228,5 +295,5 @@ def test_files_folders_and_patterns(arguments: list[str], files: list[str], tree
 def test_a_folder_without_pictures_is_kept_to_be_told_of(tree: Path, run: Run):
     (tree / "void").mkdir()
     assert find_pictures(["void"]) == ["void"]
-    (prediction,) = Predictor(run).predict(["void"], top=1)
+    (prediction,) = Predictor(run).predict_files(["void"], top=1)
     assert prediction.problem == "a folder without pictures"

@@ -48,6 +48,9 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument("--checkpoint", type=checkpoint, metavar="latest|best|STEP|all", help="which one (latest)")
     what.add_argument("--weights", choices=("average", "raw", "both"), default="both", help="which weights (both)")
     what.add_argument("--split", choices=("test", "val", "train"), help="which images (test)")
+    what.add_argument(
+        "--data", metavar="NAME", help="where the pictures are now, or others of the same classes (the run's)"
+    )
     what.add_argument("--limit", "--num_examples", type=whole_number, metavar="N", help="only the first N images")
     add_data_flags(what)
     how = parser.add_argument_group("how")
@@ -154,16 +157,15 @@ def chosen_split(args: argparse.Namespace) -> Split:
 def _evaluator(args: argparse.Namespace, this_run: Run, split: Split) -> Evaluator:
     """Load the data and build the network of a run."""
     from thumbnet import engine
-    from thumbnet.data import load_splits
     from thumbnet.evaluation.evaluate import BATCH_SIZE
-    from thumbnet.evaluation.evaluator import Evaluator, choose_weights
+    from thumbnet.evaluation.evaluator import Evaluator, choose_weights, load_for
 
     recipe = this_run.recipe
     weights = choose_weights(recipe, args.weights)
     if args.weights == "both" and weights == ("raw",):
         note("this run keeps no average of its weights: the raw ones are evaluated alone")
     precision = engine.resolve_precision(args.precision or recipe.train.precision)
-    splits = load_splits(recipe.data, data_dir=args.data_dir, offline=args.offline, note=note)
+    splits = load_for(this_run, split, data=args.data, data_dir=args.data_dir, offline=args.offline, note=note)
     evaluator = Evaluator(
         this_run,
         splits,

@@ -49,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
 
     engine.prepare(args.threads)
     this_run, step = find_checkpoint(args.out, args.run_name)
-    predictor = Predictor(this_run, step=step, precision=args.precision, note=note)
+    predictor = Predictor(this_run, checkpoint="latest" if step is None else step, precision=args.precision, note=note)
     weights = {"average": "averaged weights", "raw": "raw weights"}[predictor.weights]
     note(f"run {this_run.path}, step {predictor.step}, {weights}, {len(predictor.class_names):,} classes")
     files = find_pictures(args.pictures)
     top = min(args.top, len(predictor.class_names))
     bad: list[Prediction] = []
-    good = _good(predictor.predict(files, top=top, stdin=sys.stdin.buffer), bad)
+    good = _good(predictor.predict_files(files, top=top, stdin=sys.stdin.buffer), bad)
     if args.json:
         print(json.dumps(_as_dict(predictor, list(good), bad)))
     elif args.csv:

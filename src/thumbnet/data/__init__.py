@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,12 +50,14 @@ def load_splits(
         UsageError: the data set is unknown, or too small for that many validation images.
         DataError: a file is damaged, or no source has it.
     """
-    lasting_name(config.name)  # tells of an unknown one
+    config = dataclasses.replace(config, name=lasting_name(config.name))
     if config.name not in known_names():
         from thumbnet.data.folder import load_own
 
-        return load_own(config, cache_dir(data_dir), note)
-    return _load_known(config, cache_dir(data_dir), offline=offline, note=note)
+        splits = load_own(config, cache_dir(data_dir), note)
+    else:
+        splits = _load_known(config, cache_dir(data_dir), offline=offline, note=note)
+    return dataclasses.replace(splits, config=config)
 
 
 def known_class_names(name: str) -> tuple[str, ...] | None:

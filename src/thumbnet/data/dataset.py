@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from thumbnet.config import DataConfig
 from thumbnet.data.records import RecordFormat, RecordPart, map_records
 from thumbnet.errors import DataError, UsageError
 
@@ -42,6 +43,10 @@ class ImageDataset:
         self._starts = np.cumsum([0, *(len(part.records) for part in parts)])
         self._index = index
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.image_shape))
+        return f"<ImageDataset {self.name}: {len(self):,} images {size}, {len(self.class_names):,} classes>"
+
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._index is None else len(self._index)
 
@@ -57,11 +62,11 @@ class ImageDataset:
         self._check(labels, None)
         return labels
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def gather(self, indices: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return some examples, copied out of the files.
 
         Args:
-            indices: which examples, int64 [b], 0 to len - 1, in any order, repeats allowed.
+            indices: which examples, whole numbers [b], 0 to len - 1, in any order, repeats allowed.
 
         Returns:
             Pictures uint8 [b, H, W, C] (a strided view of a fresh channel-major copy) and labels int64 [b].
@@ -70,6 +75,7 @@ class ImageDataset:
             DataError: a label is out of range; names file, record and offset.
             IndexError: an index is out of range.
         """
+        indices = np.asarray(indices, np.int64)
         records = self._records(self._absolute(indices))
         labels = self._layout.labels(records)
         self._check(labels, indices)
@@ -142,6 +148,8 @@ class Splits:
     """Examples for the final evaluation only."""
     fingerprint: str = ""
     """Tells these examples from all others where files may change: in data sets of one's own; else empty."""
+    config: DataConfig | None = None
+    """What was asked for, a path in it absolute; None for data made by hand."""
 
 
 def open_records(name: str, class_names: Sequence[str], layout: RecordFormat, paths: Sequence[Path]) -> ImageDataset:

@@ -59,11 +59,12 @@ class PictureError(DataError):
     """A file that cannot be decoded; the message is the reason alone, without the file's name."""
 
 
-def decode_picture(source: Path | IO[bytes], size: int) -> np.ndarray:
+def decode_picture(source: Path | IO[bytes] | Image.Image, size: int) -> np.ndarray:
     """Return a picture as a square, uint8 [size, size, 3].
 
     Args:
-        source: a regular file, or a stream that can seek.
+        source: a regular file, a stream that can seek, or a picture that Pillow has opened or made, which stays as it
+            is.
         size: side of the square, in pixels.
 
     Raises:
@@ -75,6 +76,8 @@ def decode_picture(source: Path | IO[bytes], size: int) -> np.ndarray:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
+            if isinstance(source, Image.Image):
+                return _square(source.copy(), size)
             with Image.open(source, formats=FORMATS) as image:
                 return _square(image, size)
         except PictureError:
@@ -82,7 +85,8 @@ def decode_picture(source: Path | IO[bytes], size: int) -> np.ndarray:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise PictureError(f"more than {MAX_PIXELS:,} pixels") from error
         except UnidentifiedImageError as error:
-            raise PictureError(_what_instead(source)) from error
+            what = "not a picture" if isinstance(source, Image.Image) else _what_instead(source)
+            raise PictureError(what) from error
         except MemoryError as error:
             raise PictureError("takes more memory than there is") from error
         except OSError as error:

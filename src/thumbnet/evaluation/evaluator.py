@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from thumbnet.config import Recipe
+from thumbnet.data import load_splits
 from thumbnet.data.dataset import ImageDataset, Splits
 from thumbnet.engine import Precision, device
 from thumbnet.errors import CheckpointError, UsageError
@@ -21,7 +23,7 @@ from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.views import ViewAverage
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import NewerFormatError, fit_state, folder_name, load_weights, read_manifest
-from thumbnet.runs.facts import check_classes
+from thumbnet.runs.facts import check_classes, facts_of, is_same_data, read_facts
 from thumbnet.runs.run import Run
 
 Split = Literal["test", "val", "train"]
@@ -44,6 +46,8 @@ class Evaluation:
     """By weights, averaged before raw; one or both. Of a single view of each picture."""
     view_accuracy: dict[Weights, float] = field(default_factory=dict)
     """Accuracy over the views that the recipe asks for, by weights; empty where it asks for one view."""
+    data: str = ""
+    """Name of the data set if it is another one than the run was trained on."""
 
     @property
     def examples(self) -> int:
@@ -89,6 +93,37 @@ def choose_examples(splits: Splits, split: Split, limit: int | None = None) -> I
     return dataset if limit is None or limit >= len(dataset) else dataset.take(np.arange(limit))
 
 
+def load_for(
+    run: Run,
+    split: Split,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    offline: bool = False,
+    note: Callable[[str], None] = lambda _: None,
+) -> Splits:
+    """Return the data to evaluate a run on.
+
+    Args:
+        run: the run.
+        split: the part that is going to be evaluated.
+        data: another name or path than that of the run: its pictures were moved, or others are to be looked at.
+        data_dir: the cache; None for the user's cache folder.
+        offline: never touch the network.
+        note: gets lines for the user.
+
+    Raises:
+        UsageError: the data set is unknown.
+        DataError: it cannot be had.
+    """
+    config = run.recipe.data
+    if data is not None:
+        config = dataclasses.replace(config, name=data)
+        if split == "test":  # what was kept for validation does not matter, and other data may not allow it
+            config = dataclasses.replace(config, validation=0.0)
+    return load_splits(config, data_dir=data_dir, offline=offline, note=note)
+
+
 class Evaluator:
     """Evaluates checkpoints of a run: network and data are set up once."""
 
@@ -128,6 +163,8 @@ class Evaluator:
             crop=run.recipe.distort.crop,
             channels=self.dataset.image_shape[2],
         )
+        facts = read_facts(run.path)
+        self._other_data = "" if facts is None or is_same_data(facts, facts_of(splits)) else splits.train.name
         self._model = model.to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def evaluate(self, which: Literal["best"] | int) -> Evaluation:
@@ -199,4 +236,5 @@ class Evaluator:
             precision=self.precision.name,
             metrics=metrics,
             view_accuracy=view_accuracy,
+            data=self._other_data,
         )

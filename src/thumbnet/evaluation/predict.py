@@ -1,4 +1,4 @@
-"""What a run says of pictures it has never seen: from files to class names and probabilities.
+"""What a run says of pictures it has never seen: from files, or pictures in memory, to class names and probabilities.
 
 Pictures are decoded as those of a folder are for training (`data.decode`), and then go the way of an evaluation, from
 records to logits, so nothing can differ between what was evaluated and what is predicted.
@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal, overload
 
 import numpy as np
 import torch
+from PIL import Image
 
 from thumbnet.config import PrecisionName
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.decode import PictureError, decode_picture
+from thumbnet.data.listing import printable
 from thumbnet.data.records import RecordFormat, RecordPart
 from thumbnet.data.tree import walk_pictures
 from thumbnet.engine import device, resolve_precision
+from thumbnet.errors import DataError, UsageError
 from thumbnet.evaluation.evaluate import predict_logits
 from thumbnet.evaluation.metrics import Weights
 from thumbnet.models import build_model
@@ -35,6 +39,9 @@ STDIN = "-"
 MAX_STDIN_BYTES = 64 * 2**20
 """Largest picture taken from standard input."""
 
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+"""A file by its path; a picture of Pillow's; or values uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Of any size."""
+
 _BATCH = 256
 _KNOWN_SHAPE = (32, 32, 3)
 
@@ -44,11 +51,21 @@ class Prediction:
     """What a picture shows, as the network has it; or why it could not be looked at."""
 
     file: str
-    """The picture's path, or `-`."""
+    """The picture's path, or `-`; empty for one in memory."""
     top: tuple[tuple[str, float], ...] = ()
     """(class, probability), the likeliest first."""
     problem: str | None = None
     """Why there is no answer, None if there is one."""
+
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return self.top[0][0]
+
+    @property
+    def probability(self) -> float:
+        """That of the likeliest class, 0 to 1."""
+        return self.top[0][1]
 
 
 class Predictor:
@@ -58,21 +75,23 @@ class Predictor:
         self,
         run: Run,
         *,
-        step: int | None = None,
+        checkpoint: Literal["latest", "best"] | int = "latest",
+        weights: Weights | None = None,
         precision: PrecisionName | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Load a checkpoint of a run, its averaged weights where it has them.
+        """Load a checkpoint of a run.
 
         Args:
             run: the run.
-            step: of the checkpoint; the newest that is whole if None.
+            checkpoint: the newest that is whole, the best by validation, or that of a step.
+            weights: averaged or raw ones; averaged where there are any if None.
             precision: arithmetic of the network; that of the run if None.
             note: gets a line for each checkpoint that is damaged.
 
         Raises:
             CheckpointError: there is no checkpoint, it is damaged, or the run does not say what its classes are.
-            UsageError: the run's recipe names an unknown network.
+            UsageError: the run's recipe names an unknown network, or the run keeps no average and that is asked for.
         """
         facts = read_facts(run.path)
         self.class_names = class_names_of(run.path, run.recipe.data.name)
@@ -80,11 +99,11 @@ class Predictor:
         self.image_shape = facts.image_shape if facts else _KNOWN_SHAPE
         """Height, width and channels of the pictures the run was trained on."""
         store = run.checkpoints
-        checkpoint = store.latest(note) if step is None else load_checkpoint(store.path(step))
+        loaded = store.latest(note) if checkpoint == "latest" else load_checkpoint(store.path(checkpoint))
         self.run = run
-        self.step = checkpoint.step
+        self.step = loaded.step
         """Step of the checkpoint."""
-        self.weights: Weights = "raw" if checkpoint.average is None else "average"
+        self.weights: Weights = weights or ("raw" if loaded.average is None else "average")
         """Which weights of it are used."""
         self._precision = resolve_precision(precision or run.recipe.train.precision)
         self._layout = RecordFormat(image_shape=self.image_shape)
@@ -95,26 +114,61 @@ class Predictor:
             channels=self.image_shape[2],
         )
         self._model = model.to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-        tensors = checkpoint.model if checkpoint.average is None else checkpoint.average
+        tensors = loaded.model if self.weights == "raw" else loaded.average
+        if tensors is None:
+            raise UsageError(f"{run.path}: this run keeps no average of its weights: take the raw ones")
         fit_state(self._model, tensors, f"{run.path}, step {self.step}, {self.weights} weights")
 
-    def probabilities(self, images_NHWC: np.ndarray) -> np.ndarray:
-        """Return the probability of each class, float64 [n, classes], of pictures uint8 [n, H, W, C].
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # texts and arrays are iterable, too
+        self, pictures: str | os.PathLike[str] | Image.Image, *, top: int = 3
+    ) -> Prediction: ...
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, pictures: np.ndarray, *, top: int = 3
+    ) -> Prediction | list[Prediction]: ...
+    @overload
+    def predict(self, pictures: Iterable[Picture], *, top: int = 3) -> list[Prediction]: ...
+    def predict(self, pictures: Picture | Iterable[Picture], *, top: int = 3) -> Prediction | list[Prediction]:
+        """Say what a picture shows, or each of several.
 
-        The pictures have the shape of those the run was trained on, `image_shape`.
+        Args:
+            pictures: one, or an iterable of them; an array [N, H, W, C] counts as several.
+            top: how many of the likeliest classes to tell.
+
+        Returns:
+            A `Prediction`, or a list of them in order.
+
+        Raises:
+            DataError: a file cannot be read; names it.
+            UsageError: something is no picture.
         """
-        records = self._layout.pack(images_NHWC, np.zeros(len(images_NHWC), np.int64))
-        part = RecordPart(name="pictures", where="pictures", records=records)
-        dataset = ImageDataset("pictures", self.class_names, self._layout, [part])
-        distort = self.run.recipe.distort
-        logits_NC, _ = predict_logits(self._model, dataset, distort, precision=self._precision, batch_size=_BATCH)
-        shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True, initial=-np.inf)
-        weights_NC = np.exp(shifted_NC)
-        probabilities: np.ndarray = weights_NC / weights_NC.sum(axis=1, keepdims=True)
-        return probabilities
+        one = isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) < 4
+        several: list[Picture] = [pictures] if one else list(pictures)  # type: ignore[list-item, arg-type]
+        told = [
+            Prediction(
+                file=os.fspath(picture) if isinstance(picture, str | os.PathLike) else "",
+                top=self._likeliest(probabilities_C, top),
+            )
+            for picture, probabilities_C in zip(several, self.probabilities(several), strict=True)
+        ]
+        return told[0] if one else told
 
-    def predict(self, files: Sequence[str], *, top: int, stdin: IO[bytes] | None = None) -> Iterator[Prediction]:
-        """Yield what each file shows, in order.
+    def probabilities(self, pictures: Iterable[Picture]) -> np.ndarray:
+        """Return the probability of each class, in the order of `class_names`, float64 [n, classes].
+
+        Args:
+            pictures: several, as for `predict`.
+
+        Raises:
+            DataError: a file cannot be read; names it.
+            UsageError: something is no picture.
+        """
+        squares = [self._square(picture, number) for number, picture in enumerate(pictures)]
+        return self._ask(np.stack(squares) if squares else np.zeros((0, *self.image_shape), np.uint8))
+
+    def predict_files(self, files: Sequence[str], *, top: int, stdin: IO[bytes] | None = None) -> Iterator[Prediction]:
+        """Yield what each file shows, in order, and for those that cannot be read, the reason.
 
         Args:
             files: paths of pictures, or `-` for one on standard input.
@@ -125,17 +179,41 @@ class Predictor:
             part = files[start : start + _BATCH]
             decoded = [self._decode(file, stdin) for file in part]
             images = [picture for picture in decoded if isinstance(picture, np.ndarray)]
-            answers = iter(self.probabilities(np.stack(images)) if images else ())
+            answers = iter(self._ask(np.stack(images)) if images else ())
             for file, picture in zip(part, decoded, strict=True):
                 if isinstance(picture, str):
                     yield Prediction(file=file, problem=picture)
-                    continue
-                probabilities_C = next(answers)
-                likeliest = np.argsort(-probabilities_C, kind="stable")[:top]
-                yield Prediction(
-                    file=file,
-                    top=tuple((self.class_names[label], float(probabilities_C[label])) for label in likeliest),
-                )
+                else:
+                    yield Prediction(file=file, top=self._likeliest(next(answers), top))
+
+    def _ask(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """Return the probability of each class, float64 [n, classes], of pictures uint8 [n, H, W, C]."""
+        records = self._layout.pack(images_NHWC, np.zeros(len(images_NHWC), np.int64))
+        part = RecordPart(name="pictures", where="pictures", records=records)
+        dataset = ImageDataset("pictures", self.class_names, self._layout, [part])
+        distort = self.run.recipe.distort
+        logits_NC, _ = predict_logits(self._model, dataset, distort, precision=self._precision, batch_size=_BATCH)
+        shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True, initial=-np.inf)
+        weights_NC = np.exp(shifted_NC)
+        probabilities: np.ndarray = weights_NC / weights_NC.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def _likeliest(self, probabilities_C: np.ndarray, top: int) -> tuple[tuple[str, float], ...]:
+        likeliest = np.argsort(-probabilities_C, kind="stable")[:top]
+        return tuple((self.class_names[label], float(probabilities_C[label])) for label in likeliest)
+
+    def _square(self, picture: Picture, number: int) -> np.ndarray:
+        """Return a picture as the network's data were made, uint8 [H, W, C]; `number` names it in messages."""
+        if isinstance(picture, str | os.PathLike):
+            decoded = self._decode(os.fspath(picture), None)
+            if isinstance(decoded, str):
+                raise DataError(f"{printable(os.fspath(picture))}: {printable(decoded)}")
+            return decoded
+        image = picture if isinstance(picture, Image.Image) else _image_of(picture, number)
+        try:
+            return decode_picture(image, self.image_shape[0])
+        except PictureError as error:
+            raise DataError(f"picture {number}: {error}") from error
 
     def _decode(self, file: str, stdin: IO[bytes] | None) -> np.ndarray | str:
         """Return a picture, uint8 [H, W, C], or why it cannot be had."""
@@ -180,3 +258,22 @@ def _named_by(match: Path) -> list[str]:
 
 def _pictures_below(folder: Path) -> list[str]:
     return [path for path, _ in walk_pictures(folder, set(), Counter())]
+
+
+def _image_of(values: object, number: int) -> Image.Image:
+    """Return an array as a picture.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    if not isinstance(values, np.ndarray):
+        kind = type(values).__name__
+        raise UsageError(f"picture {number} is of type {kind}: give a path, a picture of Pillow's or an array")
+    squeezed = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    fits = squeezed.ndim == 2 or (squeezed.ndim == 3 and squeezed.shape[2] in (3, 4))
+    if values.dtype != np.uint8 or not fits or not values.size:
+        raise UsageError(
+            f"picture {number} is an array {list(values.shape)} of {values.dtype}: expected uint8 (0 to 255), "
+            "[H, W, 3], [H, W, 4], [H, W, 1] or [H, W]"
+        )
+    return Image.fromarray(np.ascontiguousarray(squeezed))

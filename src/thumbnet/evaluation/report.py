@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.data.listing import printable
 from thumbnet.errors import ThumbnetError
 from thumbnet.evaluation.metrics import Metrics
 from thumbnet.evaluation.plots import classes_png, confusion_png, reliability_png
@@ -67,8 +68,9 @@ def to_csv(evaluation: Evaluation) -> str:
 
 
 def describe_examples(evaluation: Evaluation) -> str:
-    """Return which examples were evaluated, such as `test` or `test first 500`."""
-    return f"{evaluation.split} first {evaluation.examples}" if evaluation.limited else evaluation.split
+    """Return which examples were evaluated, such as `test`, `test first 500` or, of other data, `test of flowers`."""
+    data = f" of {printable(evaluation.data)}" if evaluation.data else ""
+    return f"{evaluation.split}{data}" + (f" first {evaluation.examples}" if evaluation.limited else "")
 
 
 def tutorial_line(evaluation: Evaluation, now: datetime.datetime) -> str:
@@ -121,7 +123,8 @@ def print_checkpoints(evaluations: Sequence[Evaluation]) -> None:
 def _title(evaluation: Evaluation) -> str:
     checkpoint = f"{evaluation.run.absolute().name}, step {evaluation.step:,}"
     first = "the first " if evaluation.limited else ""
-    return f"{checkpoint}: {first}{evaluation.examples:,} {evaluation.split} images, {evaluation.precision}"
+    data = f" of {printable(evaluation.data)}" if evaluation.data else ""
+    return f"{checkpoint}: {first}{evaluation.examples:,} {evaluation.split} images{data}, {evaluation.precision}"
 
 
 def _headline_table(evaluation: Evaluation) -> Table:

@@ -1,0 +1,290 @@
+"""What the commands do, from Python, in a few lines each; `import thumbnet` offers these names (docs/python.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from thumbnet import engine
+from thumbnet.config import (
+    DataConfig,
+    PrecisionName,
+    Recipe,
+    TrainConfig,
+    load_preset,
+    load_recipe,
+    recipe_from_dict,
+    recipe_to_dict,
+)
+from thumbnet.data import lasting_name, load_splits
+from thumbnet.data.dataset import Splits
+from thumbnet.errors import UsageError
+from thumbnet.evaluation.evaluate import BATCH_SIZE
+from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load_for
+from thumbnet.evaluation.metrics import Metrics, Weights
+from thumbnet.evaluation.predict import Predictor
+from thumbnet.monitor.console import say
+from thumbnet.runs.run import Run, find_checkpoint
+from thumbnet.training.adapt import preset_for
+from thumbnet.training.whole import Options, TrainResult, run_to_resume, train_new, train_on
+
+PathLike = str | os.PathLike[str]
+RunLike = PathLike | Run | TrainResult
+"""A run by its name or folder, or what `train` returned."""
+Checkpoint = Literal["latest", "best"] | int
+"""The newest checkpoint, the best by validation, or that of a step."""
+
+
+def load_dataset(
+    name: PathLike,
+    *,
+    validation: float = 0.0,
+    image_size: int = 32,
+    skip_bad: bool = False,
+    data_dir: PathLike | None = None,
+    offline: bool = False,
+    quiet: bool = False,
+) -> Splits:
+    """Return the pictures of a data set, fetched or decoded at first use.
+
+    Args:
+        name: cifar10, cifar100, svhn, svhn-extra or shapes; a folder with one folder per class; or a CSV file.
+        validation: training images to keep for validation: how many, or below 1 which share.
+        image_size: side in pixels that pictures of a folder or CSV file are resized to.
+        skip_bad: go on without pictures that cannot be read.
+        data_dir: where data sets are kept; None for the user's cache folder.
+        offline: never touch the network.
+        quiet: print nothing.
+
+    Returns:
+        Splits `train`, `validation` and `test`; each has `gather(indices)`, `labels` and `class_names`.
+
+    Raises:
+        UsageError: the name is unknown, or the validation split impossible.
+        DataError: the data cannot be had, is damaged, or holds no two classes.
+    """
+    config = DataConfig(
+        name=lasting_name(os.fspath(name)), validation=validation, image_size=image_size, skip_bad=skip_bad
+    )
+    Recipe(data=config, train=TrainConfig(steps=1))  # which checks the values
+    return load_splits(config, data_dir=_path(data_dir), offline=offline, note=_teller(quiet))
+
+
+def train(
+    recipe: PathLike | Recipe | None = None,
+    data: PathLike | Splits | None = None,
+    *,
+    model: str | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    validation: float | None = None,
+    seed: int | None = None,
+    overrides: Mapping[str, object] | None = None,
+    resume: bool | RunLike = False,
+    out: PathLike = "runs",
+    name: str | None = None,
+    test: bool = True,
+    threads: int | None = None,
+    data_dir: PathLike | None = None,
+    offline: bool = False,
+    quiet: bool = False,
+) -> TrainResult:
+    """Train a network and evaluate it once on the test set, as `thumbnet train` does; no run is ever overwritten.
+
+    Args:
+        recipe: a preset by name, a recipe's .toml file, or a `Recipe`; None for the preset `quick`, or that made for
+            `model`.
+        data: a name or path as for `load_dataset`, or what that returned; None for the recipe's own.
+        model: network, by name, in place of the recipe's.
+        steps: length of the training; give one of this and `epochs`.
+        epochs: length of the training.
+        batch_size: images of one step.
+        validation: training images kept for validation: how many, or below 1 which share.
+        seed: of weights, order and distortions.
+        overrides: any entry of the recipe by its dotted key, such as `{"optimizer.learning_rate": 0.05}`.
+        resume: go on with this run, exactly (True: the newest in `out`); only its length, `data`, where its pictures
+            have been moved to, and what it writes may change.
+        out: folder of the runs.
+        name: of the run's folder; preset and time if None.
+        test: look at the test set at the end.
+        threads: processor threads; None for every core.
+        data_dir: where data sets are kept; None for the user's cache folder.
+        offline: never touch the network.
+        quiet: print nothing.
+
+    Raises:
+        UsageError: an argument cannot be used; says which, and what can be.
+        DataError: the data cannot be had.
+        DivergedError: a loss or gradient was not finite; a checkpoint of the step before it stands.
+        Stopped: a KeyboardInterrupt that comes when Ctrl-C, or a notebook's stop button, has ended the training early
+            and its last step is saved.
+    """
+    if steps is not None and epochs is not None:
+        raise UsageError("steps and epochs: give one of the two")
+    asked = {
+        "model.name": model,
+        "train.steps": steps,
+        "train.epochs": epochs,
+        "input.batch_size": batch_size,
+        "data.validation": validation,
+        "seed": seed,
+    }
+    changes = {key: value for key, value in asked.items() if value is not None} | dict(overrides or {})
+    options = Options(
+        data_dir=_path(data_dir),
+        offline=offline,
+        threads=threads,
+        look_at_test=test,
+        quiet=quiet,
+        second_signal="raise",
+    )
+    if data is not None:
+        changes = _data_changes(data) | changes
+    if resume is not False:
+        if recipe is not None or name is not None:
+            raise UsageError("recipe, name and resume: a resumed run keeps its own; start a new one without resume")
+        run = _run_of(resume) if resume is not True else None
+        return train_on(run_to_resume(Path(out), run), changes, options)
+    chosen = _recipe_of(recipe, changes)
+    ready = data if isinstance(data, Splits) and data.config == chosen.data else None
+    return train_new(chosen, options, out=Path(out), name=name, given=changes.keys(), splits=ready)
+
+
+def evaluate(
+    run: RunLike | None = None,
+    *,
+    split: Split = "test",
+    checkpoint: Checkpoint = "latest",
+    weights: Weights | None = None,
+    data: PathLike | None = None,
+    limit: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    precision: PrecisionName | None = None,
+    out: PathLike = "runs",
+    threads: int | None = None,
+    data_dir: PathLike | None = None,
+    offline: bool = False,
+    quiet: bool = False,
+) -> Metrics:
+    """Return the figures of a checkpoint on every image of a split; writes nothing.
+
+    Args:
+        run: None for the newest in `out`.
+        split: test, val or train.
+        checkpoint: the newest, the best by validation, or that of a step.
+        weights: average or raw; None for the averaged ones where the run has them.
+        data: where the pictures are now, or others of the same classes.
+        limit: only the first images of the split.
+        batch_size: images of one pass.
+        precision: arithmetic; None for that of the run.
+        out: folder of the runs.
+        threads: processor threads; None for every core.
+        data_dir: where data sets are kept; None for the user's cache folder.
+        offline: never touch the network.
+        quiet: print nothing.
+
+    Raises:
+        UsageError: there is no such run or split.
+        DataError: the data cannot be had, or has other classes than the run.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    engine.prepare(threads)
+    tell = _teller(quiet)
+    found, checkpoint = _find(run, out, checkpoint)
+    splits = load_for(
+        found,
+        split,
+        data=None if data is None else os.fspath(data),
+        data_dir=_path(data_dir),
+        offline=offline,
+        note=tell,
+    )
+    evaluator = Evaluator(
+        found,
+        splits,
+        split,
+        weights=choose_weights(found.recipe, weights or "both")[:1],
+        precision=engine.resolve_precision(precision or found.recipe.train.precision),
+        limit=limit,
+        batch_size=batch_size,
+    )
+    evaluation = evaluator.evaluate_latest(tell) if checkpoint == "latest" else evaluator.evaluate(checkpoint)
+    return evaluation.preferred
+
+
+def load(
+    run: RunLike | None = None,
+    *,
+    checkpoint: Checkpoint = "latest",
+    weights: Weights | None = None,
+    precision: PrecisionName | None = None,
+    out: PathLike = "runs",
+    threads: int | None = None,
+) -> Predictor:
+    """Return the network of a run, ready to be asked: `predict(pictures)`, `probabilities(pictures)`, `class_names`.
+
+    Args:
+        run: None for the newest in `out`.
+        checkpoint: the newest, the best by validation, or that of a step.
+        weights: average or raw; None for the averaged ones where the run has them.
+        precision: arithmetic; None for that of the run.
+        out: folder of the runs.
+        threads: processor threads; None for every core.
+
+    Raises:
+        UsageError: there is no such run.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    engine.prepare(threads)
+    found, checkpoint = _find(run, out, checkpoint)
+    return Predictor(found, checkpoint=checkpoint, weights=weights, precision=precision, note=say)
+
+
+def _recipe_of(recipe: PathLike | Recipe | None, changes: Mapping[str, object]) -> Recipe:
+    """Return a recipe with changes: a preset by name, a file by its ending or kind, or one that is built already."""
+    if isinstance(recipe, Recipe):
+        return recipe_from_dict(recipe_to_dict(recipe), changes)
+    if recipe is None:
+        model = changes.get("model.name")
+        return load_preset(preset_for(None if model is None else str(model)), changes)
+    if isinstance(recipe, str) and not recipe.endswith(".toml"):
+        return load_preset(recipe, changes)
+    return load_recipe(Path(recipe), changes)
+
+
+def _data_changes(data: PathLike | Splits) -> dict[str, object]:
+    """Return what a data set means for a recipe."""
+    if not isinstance(data, Splits):
+        return {"data.name": lasting_name(os.fspath(data))}
+    if data.config is None:
+        raise UsageError("data: a run must find its pictures again: give a name, a path or what load_dataset returned")
+    return {f"data.{key}": value for key, value in dataclasses.asdict(data.config).items()}
+
+
+def _run_of(run: RunLike) -> str:
+    """Return a run's name or path."""
+    if isinstance(run, TrainResult):
+        return str(run.run)
+    return str(run.path) if isinstance(run, Run) else os.fspath(run)
+
+
+def _find(run: RunLike | None, out: PathLike, checkpoint: Checkpoint) -> tuple[Run, Checkpoint]:
+    """Return a run, and the checkpoint: that asked for, or that which the path names."""
+    found, step = find_checkpoint(Path(out), None if run is None else _run_of(run))
+    if step is None:
+        return found, checkpoint
+    if checkpoint != "latest":
+        raise UsageError(f"{run} is one checkpoint: name its run, {found.path}, to choose another")
+    return found, step
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _teller(quiet: bool) -> Callable[[str], None]:
+    return (lambda _: None) if quiet else say
