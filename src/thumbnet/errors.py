@@ -32,6 +32,12 @@ class DivergedError(ThumbnetError):
     """Training met a loss or gradient that is not finite."""
 
 
+class PeerLostError(ThumbnetError):
+    """Another replica of a training on several devices is gone or silent; a restart goes on from the checkpoint."""
+
+    exit_code = 4
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` - did you mean 'x'?`` for the closest known name, or the list of known names when none is close."""
     names = sorted(known)

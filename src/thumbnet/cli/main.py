@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed, unknown = build_parser().parse_known_args([word for word in arguments if word != "--debug"])
             if unknown:
                 parsed.parser.reject_unknown(unknown)
+            parsed.words = arguments
             code: int = importlib.import_module(f"thumbnet.cli.{parsed.command}").run(parsed)
     except ThumbnetError as error:
         if debug:

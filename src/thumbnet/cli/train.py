@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from thumbnet.errors import UsageError
 
 if TYPE_CHECKING:
     from thumbnet.config import Recipe
+    from thumbnet.distributed.replicas import Replicas
     from thumbnet.runs.run import Run
 
 # Flag, its 2015 name if any, recipe key, parser of its value, help.
@@ -75,24 +77,60 @@ def add_parser(subparsers: Any) -> None:
     run.add_argument("--json", action="store_true", help="print the result as one JSON object")
     add_data_flags(run)
     add_engine_flags(run)
+    devices = parser.add_argument_group("several devices")
+    names = ("--devices", "--num_gpus")
+    devices.add_argument(
+        *names, type=whole_number, default=1, metavar="N", help="replicas on this machine: GPUs or cores"
+    )
+    devices.add_argument(
+        "--timeout",
+        type=duration,
+        default=120.0,
+        metavar="2m",
+        help="silence after which a replica counts as lost (2m)",
+    )
+    devices.add_argument(
+        "--max-restarts",
+        type=restarts,
+        default=3,
+        metavar="N",
+        help="restarts from the last checkpoint when one dies (3)",
+    )
     old = parser.add_argument_group("names of 2015")
-    old.add_argument("--devices", "--num_gpus", type=whole_number, default=1, help="devices to train on")
     old.add_argument("--use_fp16", type=boolean, nargs="?", const=True, help="half precision: bf16, or fp16 on a GPU")
     old.add_argument("--log_device_placement", type=boolean, nargs="?", const=True, help="as `thumbnet doctor`")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, evaluate, report; returns the exit code."""
-    from thumbnet import engine
-    from thumbnet.training.whole import Options, Stopped, train_new, train_on
+    from thumbnet.distributed.place import place_of
 
-    if args.log_device_placement:
+    place = place_of(os.environ)
+    if place is None and args.devices > 1:
+        from thumbnet.distributed.launch import available, launch
+
+        if (replicas := available(args.devices, note)) > 1:
+            return launch(args.words, count=replicas, max_restarts=args.max_restarts)
+    # PyTorch would tell of every attempt to connect.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from thumbnet.distributed.join import joined
+
+    with joined(place, args.timeout) as peers:
+        return _train(args, peers)
+
+
+def _train(args: argparse.Namespace, replicas: Replicas) -> int:
+    """Train as one of the replicas, or alone."""
+    from thumbnet import engine
+    from thumbnet.config import recipe_to_dict
+    from thumbnet.training.together import insist_same_command
+    from thumbnet.training.whole import Options, Stopped, follow, train_new, train_on
+
+    if args.log_device_placement and not replicas.rank:
         from thumbnet.cli.doctor import describe_machine, machine_lines
 
         engine.prepare(args.threads)
         note("\n".join(machine_lines(describe_machine(args.data_dir))))
-    if args.devices > 1:
-        note(f"--devices {args.devices}: training uses one device, {engine.device()}")
     overrides = overrides_of(args)
     options = Options(
         data_dir=args.data_dir,
@@ -100,12 +138,18 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         look_at_test=not args.no_test,
         log_format=args.log_format,
+        quiet=replicas.rank > 0,
+        replicas=replicas,
     )
     try:
-        if args.resume is not None:
+        recipe = None if args.resume is not None else _new_recipe(args, overrides)
+        insist_same_command(replicas, [args.resume, recipe and recipe_to_dict(recipe), overrides])
+        if replicas.rank:
+            follow(options)
+            return 0
+        if recipe is None:
             result = train_on(_run_to_resume(args), overrides, options)
         else:
-            recipe = _new_recipe(args, overrides)
             result = train_new(recipe, options, out=args.out, name=args.name, given=overrides.keys())
     except Stopped as stopped:
         return stopped.exit_code
@@ -137,6 +181,11 @@ def overrides_of(args: argparse.Namespace) -> dict[str, object]:
     if args.checkpoint_every:
         overrides |= _checkpoint_interval(args.checkpoint_every)
     return overrides | dict(args.set)
+
+
+def restarts(text: str) -> int:
+    """Parse a whole number of 0 or more."""
+    return 0 if text == "0" else whole_number(text)
 
 
 def _checkpoint_interval(text: str) -> dict[str, object]:

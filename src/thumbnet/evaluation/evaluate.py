@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from thumbnet.config import DistortConfig
+from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.engine import Precision
 from thumbnet.evaluation.metrics import Metrics, compute_metrics
 from thumbnet.input.pipeline import evaluation_batches
@@ -29,6 +31,7 @@ def evaluate_weights(
     *,
     precision: Precision,
     batch_size: int = BATCH_SIZE,
+    replicas: Replicas = ALONE,
 ) -> Metrics:
     """Run every example of a data set through a network once and return the figures.
 
@@ -38,12 +41,15 @@ def evaluate_weights(
         distort: size and standardization of the input; nothing is random.
         precision: arithmetic of the network.
         batch_size: images of one forward pass; the figures do not depend on it but for rounding.
+        replicas: each evaluates its share of the batches, and all of them return the figures of the whole.
 
     Raises:
         DataError: the data set is empty, or a label is out of range.
         DivergedError: the network's output is not finite.
     """
-    logits_NC, labels_N = predict_logits(model, dataset, distort, precision=precision, batch_size=batch_size)
+    logits_NC, labels_N = predict_logits(
+        model, dataset, distort, precision=precision, batch_size=batch_size, replicas=replicas
+    )
     return compute_metrics(logits_NC, labels_N, dataset.class_names)
 
 
@@ -54,21 +60,23 @@ def predict_logits(
     *,
     precision: Precision,
     batch_size: int = BATCH_SIZE,
+    replicas: Replicas = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the network's logits, float32 [n, classes], and the labels, int64 [n], of every example in order.
 
     Arguments are those of `evaluate_weights`.
     """
     device = next(model.parameters()).device
-    logits: list[torch.Tensor] = []
-    labels: list[torch.Tensor] = []
+    logits_NC = torch.zeros(len(dataset), len(dataset.class_names))
+    labels_N = torch.zeros(len(dataset), dtype=torch.int64)
+    share = replicas.share(math.ceil(len(dataset) / batch_size))
     with _evaluation_mode(model), torch.inference_mode(), precision.autocast():
-        for batch in evaluation_batches(dataset, distort, batch_size):
-            logits.append(model(batch.images.to(device, memory_format=torch.channels_last)).float())
-            labels.append(batch.labels)
-    if not labels:
-        return np.zeros((0, len(dataset.class_names)), np.float32), np.zeros(0, np.int64)
-    return torch.cat(logits).cpu().numpy(), torch.cat(labels).numpy()
+        for batch in evaluation_batches(dataset, distort, batch_size, share):
+            rows = slice(batch.indices[0], batch.indices[-1] + 1)
+            logits_NC[rows] = model(batch.images.to(device, memory_format=torch.channels_last)).float().cpu()
+            labels_N[rows] = batch.labels
+    # Rows of other replicas are zero here, so the sum is the whole.
+    return replicas.sum(logits_NC).numpy(), replicas.sum(labels_N).numpy()
 
 
 @contextlib.contextmanager

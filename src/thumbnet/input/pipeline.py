@@ -67,6 +67,7 @@ class TrainingInput:
         seed: int,
         start_step: int = 0,
         prefetch: int = PREFETCH_BATCHES,
+        share: slice = slice(None),
     ) -> None:
         """Start making batches.
 
@@ -77,6 +78,7 @@ class TrainingInput:
             seed: seed of order and distortions.
             start_step: step of the first batch.
             prefetch: finished batches held ready.
+            share: which images of each batch to make; the others are made by other replicas.
 
         Raises:
             DataError: the data set is empty.
@@ -88,7 +90,7 @@ class TrainingInput:
         self.wait_s = 0.0
         """Seconds the consumer has waited for batches, in all."""
         self._dataset, self._distort, self._input, self._seed = dataset, distort, input, seed
-        self._prefetch = prefetch
+        self._prefetch, self._share = prefetch, share
         self._epoch_draws: dict[int, Draws] = {}
         self._ready: deque[Batch] = deque()
         self._changed = threading.Condition()
@@ -157,10 +159,12 @@ class TrainingInput:
         if len(self._dataset) > _budget_examples(self._dataset, self._input):
             reader = PoolReader(self._dataset, pool=pool, seed=self._seed, position=position)
             while True:
-                yield reader.take(self._input.batch_size)
+                numbers, images_NHWC, labels = reader.take(self._input.batch_size)
+                yield numbers[self._share], images_NHWC[self._share], labels[self._share]
         order = PoolOrder(len(self._dataset), pool=pool, seed=self._seed, position=position)
         while True:
             numbers, _ = order.take(self._input.batch_size)
+            numbers = numbers[self._share]
             yield numbers, *self._dataset.gather(numbers % len(self._dataset))
 
     def _draws(self, numbers: np.ndarray) -> Draws:
@@ -176,9 +180,14 @@ class TrainingInput:
         return Draws.concatenate(parts)
 
 
-def evaluation_batches(dataset: ImageDataset, distort: DistortConfig, batch_size: int) -> Iterator[Batch]:
-    """Yield every example exactly once, in order, undistorted; the last batch may be short."""
-    for start in range(0, len(dataset), batch_size):
+def evaluation_batches(
+    dataset: ImageDataset, distort: DistortConfig, batch_size: int, share: slice = slice(None)
+) -> Iterator[Batch]:
+    """Yield every example exactly once, in order, undistorted; the last batch may be short.
+
+    With `share`, only these of the batches: the others are another replica's.
+    """
+    for start in range(0, len(dataset), batch_size)[share]:
         indices = np.arange(start, min(start + batch_size, len(dataset)), dtype=np.int64)
         images_NHWC, labels_N = dataset.gather(indices)
         yield Batch(images=prepare(images_NHWC, distort), labels=torch.from_numpy(labels_N), indices=indices)

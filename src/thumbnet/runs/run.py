@@ -38,6 +38,7 @@ import torch
 import thumbnet
 from thumbnet import engine
 from thumbnet.config import Recipe, load_recipe, recipe_to_dict
+from thumbnet.distributed.place import job_of
 from thumbnet.errors import CheckpointError, ThumbnetError, UsageError, did_you_mean
 from thumbnet.runs.checkpoint import tidy_folder
 from thumbnet.runs.files import is_disk_full, remedy, replace_file
@@ -111,6 +112,14 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return threads if type(threads) is int and threads > 0 else None
+
+    @property
+    def replicas(self) -> int:
+        """Replicas the run was begun with."""
+        try:
+            return int(json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["machine"]["replicas"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 1
 
     @property
     def resume_command(self) -> str:
@@ -299,6 +308,25 @@ def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | Non
     raise UsageError(f"there is no run '{name_or_path}' in {out}{_alternatives(name_or_path, names)}")
 
 
+def find_job(out: Path, job: str) -> Run | None:
+    """Return the newest run in `out` that a job began, by what `distributed.place.job_of` calls it; None without.
+
+    Raises:
+        CheckpointError: the run is damaged.
+    """
+    names = [name for name in _run_names(out) if _job(out / name) == job]
+    return Run.open(out / max(names, key=lambda name: (_created(out / name), name))) if names else None
+
+
+def _job(path: Path) -> str | None:
+    """Return the job that began a run."""
+    try:
+        job = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))["job"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return job if isinstance(job, str) else None
+
+
 def _alternatives(name: str, names: list[str]) -> str:
     """Return the run whose name is close, or else the last few by name."""
     if not names:
@@ -359,6 +387,7 @@ def _describe_run(name: str, recipe: Recipe, created: str) -> dict[str, Any]:
         "created": created,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "folder": str(Path.cwd()),
+        "job": job_of(os.environ),
         "thumbnet": thumbnet.__version__,
         "torch": torch.__version__,
         "numpy": importlib.metadata.version("numpy"),
@@ -368,6 +397,7 @@ def _describe_run(name: str, recipe: Recipe, created: str) -> dict[str, Any]:
             "cpu": engine.cpu_name(),
             "cores": engine.usable_cores(),
             "threads": torch.get_num_threads(),
+            "replicas": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
             "host": socket.gethostname(),
         },
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +12,8 @@ import torch
 
 from thumbnet.config import Recipe
 from thumbnet.data.dataset import Splits
+from thumbnet.distributed.replicas import ALONE, Replicas
+from thumbnet.distributed.team import Team
 from thumbnet.engine import Precision, device
 from thumbnet.errors import DivergedError, UsageError
 from thumbnet.evaluation.evaluate import evaluate_weights
@@ -67,7 +68,14 @@ class Training:
     """One session of a training: from a state, new or restored, to its end, a signal, or a failure."""
 
     def __init__(
-        self, run: Run, splits: Splits, state: TrainingState, *, precision: Precision, console: Console
+        self,
+        run: Run,
+        splits: Splits,
+        state: TrainingState,
+        *,
+        precision: Precision,
+        console: Console,
+        replicas: Replicas = ALONE,
     ) -> None:
         self.run, self.recipe, self.splits, self.state = run, run.recipe, splits, state
         self.precision, self.console = precision, console
@@ -77,7 +85,11 @@ class Training:
         self._spikes = SpikeDetector()
         self._window = Window()
         self._clock = TrainClock(state.train_s)
-        self._saved = (state.step, time.monotonic())
+        self._saved = (state.step, state.train_s)
+        self.replicas = replicas
+        self._leads = replicas.rank == 0
+        batch_size = run.recipe.input.batch_size
+        self._team = Team(replicas, state.model, batch_size=batch_size, seconds=self._clock.seconds)
 
     def fit(self, stop: StopSignal, on_first_step: Callable[[], None]) -> Outcome:
         """Train to the end, or until a stop is requested; in either case the last step has a checkpoint.
@@ -92,19 +104,25 @@ class Training:
         """
         state, recipe = self.state, self.recipe
         first_step, first_s = state.step, state.train_s
-        if recipe.train.summary_every:
+        if recipe.train.summary_every and self._leads:
             self.summaries = Summaries(self.run.path / "tensorboard", purge_step=state.step or None)
         try:
             with TrainingInput(
-                self.splits.train, recipe.distort, recipe.input, seed=recipe.seed, start_step=state.step
+                self.splits.train,
+                recipe.distort,
+                recipe.input,
+                seed=recipe.seed,
+                start_step=state.step,
+                share=self.replicas.share(recipe.input.batch_size),
             ) as batches:
-                if not state.step and not self.run.checkpoints.steps():
+                if self._leads and not state.step and not self.run.checkpoints.steps():
                     # A full disk shows now rather than in an hour, and a run killed early can be resumed.
                     self.run.checkpoints.save(state.capture(recipe), note=self.console.note)
                 on_first_step()
                 self._clock.start()
                 self._window.restart(wait_s=batches.wait_s)
-                while self._done() < 1 and not stop.requested:
+                stopped = None
+                while self._done() < 1 and not (stopped := self._team.stop(stop.requested)):
                     batch = _on_device(next(batches))
                     rate = self._set_rate()
                     with self._watched(batch) as before_update:
@@ -115,10 +133,11 @@ class Training:
                             precision=self.precision,
                             label_smoothing=recipe.train.label_smoothing,
                             before_update=before_update,
+                            team=self._team,
                         )
-                    self._after_step(result, rate, batches.wait_s)
+                    self._after_step(result, rate, self._team.waited(batches.wait_s))
                 self._save_unless_saved()
-                wait_s = batches.wait_s
+                wait_s = self._team.waited(batches.wait_s)
         except DivergedError:
             self._save_unless_saved()
             raise
@@ -134,7 +153,7 @@ class Training:
             train_seconds=state.train_s,
             images_per_second=(state.step - first_step) * recipe.input.batch_size / session_s,
             wait_fraction=wait_s / session_s,
-            stopped_by=stop.requested if self._done() < 1 else None,
+            stopped_by=stopped if self._done() < 1 else None,
         )
 
     def _done(self) -> float:
@@ -157,7 +176,7 @@ class Training:
     def _after_step(self, result: StepResult, rate: float, wait_s: float) -> None:
         """Record a step, and do what is due after it."""
         state, train = self.state, self.recipe.train
-        state.train_s = self._clock.seconds()
+        state.train_s = self._team.seconds()
         losses = self._losses(result.loss)
         smooth(state.smoothed, losses)
         self._window.add(result.accuracy)
@@ -167,7 +186,9 @@ class Training:
             self.summaries.scalars(state.step - 1, self._scalars(losses, rate, result))
         # The first step has a line as in the tutorial, so that one sees at once that it runs.
         if state.step == 1 or state.step % train.log_every == 0 or self._done() == 1:
-            self._report(losses["total"], rate, wait_s)
+            if self._leads:
+                self._report(losses["total"], rate, wait_s)
+            self._window.restart(wait_s=wait_s)
         if self._checkpoint_due():
             self._save()
 
@@ -199,7 +220,7 @@ class Training:
         )
 
     def _report(self, loss: float, rate: float, wait_s: float) -> None:
-        """Show a step line, add it to the metrics, and begin a new window."""
+        """Show a step line and add it to the metrics."""
         report = self._window.report(
             step=self.state.step,
             length=self.length,
@@ -214,13 +235,13 @@ class Training:
         row = {"step": report.step, "epoch": report.epoch, "loss": loss, "smoothed_loss": report.smoothed_loss}
         row |= {"accuracy": report.accuracy, "learning_rate": rate, "images_per_second": report.images_per_second}
         self.run.append_metrics(row | {"wait_fraction": report.wait_fraction, "train_s": self.state.train_s})
-        self._window.restart(wait_s=wait_s)
 
     def _checkpoint_due(self) -> bool:
         """Tell whether a checkpoint is due by steps or by time."""
         train = self.recipe.train
         by_steps = train.checkpoint_every_steps and self.state.step % train.checkpoint_every_steps == 0
-        by_time = train.checkpoint_every_s and time.monotonic() - self._saved[1] >= train.checkpoint_every_s
+        # By the clock of the training, which replicas share.
+        by_time = train.checkpoint_every_s and self.state.train_s - self._saved[1] >= train.checkpoint_every_s
         return bool(by_steps or by_time)
 
     def _save_unless_saved(self) -> None:
@@ -237,8 +258,9 @@ class Training:
             except DivergedError as error:
                 # Finite weights whose output overflows: worth keeping to look at, never the best.
                 self.console.note(f"step {state.step}: not validated: {error}")
-        self.run.checkpoints.save(state.capture(self.recipe), accuracy, note=self.console.note)
-        self._saved = (state.step, time.monotonic())
+        if self._leads:
+            self.run.checkpoints.save(state.capture(self.recipe), accuracy, note=self.console.note)
+        self._saved = (state.step, state.train_s)
 
     def _validate(self) -> float:
         """Evaluate on the validation split, off the clock; return the accuracy of the weights evaluation prefers."""
@@ -246,14 +268,19 @@ class Training:
         assert dataset is not None
         with self._clock.paused() as pause:
             models = {"raw": state.model} | ({"average": state.average.model} if state.average else {})
-            accuracies = {
-                name: evaluate_weights(model, dataset, self.recipe.distort, precision=self.precision).accuracy
-                for name, model in models.items()
-            }
+            evaluate = functools.partial(
+                evaluate_weights,
+                dataset=dataset,
+                distort=self.recipe.distort,
+                precision=self.precision,
+                replicas=self.replicas,
+            )
+            accuracies = {name: evaluate(model).accuracy for name, model in models.items()}
         self._window.exclude(pause.seconds)
         shown = ", ".join(f"{name} {100 * accuracy:.2f} %" for name, accuracy in accuracies.items())
         self.console.note(f"step {state.step}: validation accuracy: {shown}")
-        self.run.append_metrics({"step": state.step} | {f"validation_{k}": v for k, v in accuracies.items()})
+        if self._leads:
+            self.run.append_metrics({"step": state.step} | {f"validation_{k}": v for k, v in accuracies.items()})
         if self.summaries:
             self.summaries.scalars(state.step, {f"accuracy/validation {k}": v for k, v in accuracies.items()})
         return accuracies.get("average", accuracies["raw"])

@@ -20,6 +20,8 @@ from thumbnet import engine
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
 from thumbnet.data import lasting_name
 from thumbnet.data.dataset import ImageDataset, Splits
+from thumbnet.distributed.replicas import ALONE, Replicas
+from thumbnet.distributed.transfer import pack_checkpoint, unpack_checkpoint
 from thumbnet.errors import UsageError
 from thumbnet.evaluation.curves import training_png
 from thumbnet.evaluation.evaluate import evaluate_weights
@@ -161,8 +163,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def open_training(run: Run, splits: Splits, console: Console, *, resume: bool) -> Training:
+def open_training(run: Run, splits: Splits, console: Console, *, resume: bool, replicas: Replicas = ALONE) -> Training:
     """Build the training of a run, from fresh weights or from its newest usable checkpoint.
+
+    Replica 0 alone reads the run's folder; the others take over its state.
 
     Raises:
         UsageError: the recipe does not fit the data.
@@ -177,15 +181,19 @@ def open_training(run: Run, splits: Splits, console: Console, *, resume: bool) -
         run.recipe,
         num_classes=len(splits.train.class_names),
         channels=splits.train.image_shape[2],
-        examples=None if resume else examples,
+        examples=None if resume or replicas.rank else examples,
     )
-    if resume:
+    if resume and not replicas.rank:
         check_facts(run.path, splits)
         checkpoint = run.checkpoints.latest(note=console.note)
         _refuse_changes(run, checkpoint.info["recipe"], run.recipe)
         state.restore(checkpoint, str(run.path))
         run.rewind(state.step)
-    return Training(run, splits, state, precision=_precision_of(run), console=console)
+    if replicas.count > 1:
+        packed = replicas.broadcast(b"" if replicas.rank else pack_checkpoint(state.capture(run.recipe)))
+        if replicas.rank:
+            state.restore(unpack_checkpoint(packed), "replica 0")
+    return Training(run, splits, state, precision=_precision_of(run), console=console, replicas=replicas)
 
 
 def _precision_of(run: Run) -> engine.Precision:
@@ -206,7 +214,7 @@ def conclude(
         start_seconds: seconds from the start of the process to the first step.
         look_at_test: False while recipes are compared, which is what the validation split is for.
     """
-    run, test = training.run, training.splits.test
+    run, test, leads = training.run, training.splits.test, training.replicas.rank == 0
     result: dict[str, Any] = {
         "run": str(run.path),
         "preset": run.recipe.preset,
@@ -218,6 +226,7 @@ def conclude(
         "input_wait_fraction": outcome.wait_fraction,
         "memory_mib": engine.process_memory_mib(),
         "precision": training.precision.name,
+        "replicas": training.replicas.count,
     }
     if test is not None and look_at_test:
         started = time.perf_counter()
@@ -226,9 +235,12 @@ def conclude(
         result["test"] = {name: summary_of(values) for name, values in evaluation.metrics.items()}
         for name, accuracy in evaluation.view_accuracy.items():
             result["test"][name]["view_accuracy"] = accuracy
-        write_files(evaluation, run.path / "evaluation", draw_plots(evaluation))
-        with contextlib.closing(EventFile(run.path / "tensorboard" / "eval")) as events:
-            add_summaries(evaluation, events)
+        if leads:
+            write_files(evaluation, run.path / "evaluation", draw_plots(evaluation))
+            with contextlib.closing(EventFile(run.path / "tensorboard" / "eval")) as events:
+                add_summaries(evaluation, events)
+    if not leads:
+        return result
     curves = training_png(run.read_metrics(), f"{run.path.name}: training")
     write_contents({"training.png": curves}, run.path / "evaluation")
     run.finish(result)
@@ -241,7 +253,11 @@ def evaluate_test(training: Training, test: ImageDataset) -> Evaluation:
     models: dict[Weights, nn.Module] = {"average": state.average.model} if state.average else {}
     models["raw"] = state.model
     evaluate = functools.partial(
-        evaluate_weights, dataset=test, distort=run.recipe.distort, precision=training.precision
+        evaluate_weights,
+        dataset=test,
+        distort=run.recipe.distort,
+        precision=training.precision,
+        replicas=training.replicas,
     )
     views = run.recipe.evaluation.views
     asked = {} if views == "one" else models

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from thumbnet.distributed.replicas import ALONE
+from thumbnet.distributed.team import Team
 from thumbnet.engine import Precision
 from thumbnet.input.pipeline import Batch
 from thumbnet.monitor.health import GradientCheck
@@ -35,35 +37,39 @@ def train_step(
     precision: Precision,
     label_smoothing: float = 0.0,
     before_update: Callable[[], None] | None = None,
+    team: Team | None = None,
 ) -> StepResult:
     """Train on one batch and count the step.
 
     Args:
         state: changed in place.
-        batch: images float32 [B, C, h, w], labels int64 [B].
+        batch: images float32 [B, C, h, w], labels int64 [B]: this replica's share of the batch.
         check: refuses losses and gradients that are not finite.
         precision: arithmetic of forward and backward.
         label_smoothing: share of each target spread evenly over all classes.
         before_update: called when the gradients are there and the weights have not moved yet.
+        team: the replicas that train together, None for this one alone; figures and gradients are of the whole batch.
 
     Raises:
         DivergedError: the loss or a gradient is not finite; the state is as before.
     """
+    team = team or Team(ALONE, state.model, batch_size=len(batch.labels), seconds=lambda: 0.0)
     with precision.autocast():
-        logits_BK: Tensor = state.model(batch.images)
+        logits_BK: Tensor = team.forward(batch.images)
     logits_BK = logits_BK.float()
     loss = F.cross_entropy(logits_BK, batch.labels, label_smoothing=label_smoothing)
     state.optimizer.zero_grad(set_to_none=True)
-    (loss * precision.loss_scale).backward()
+    figures_of_all = team.begin(loss, logits_BK.detach().argmax(1) == batch.labels)
+    (loss * (precision.loss_scale * team.loss_factor)).backward()
     if precision.loss_scale != 1:
         gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, 1 / precision.loss_scale)
-    loss_value, gradient_norm = check.check(state.step, loss)
+    figures = figures_of_all()
+    loss_value, gradient_norm = check.check(state.step, figures.loss)
     if before_update:
         before_update()
     state.optimizer.step()
     if state.average is not None:
         state.average.update(state.step)
     state.step += 1
-    accuracy = (logits_BK.detach().argmax(1) == batch.labels).float().mean()
-    return StepResult(loss=loss_value, accuracy=accuracy.item(), gradient_norm=gradient_norm)
+    return StepResult(loss=loss_value, accuracy=figures.accuracy.item(), gradient_norm=gradient_norm)

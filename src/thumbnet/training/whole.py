@@ -16,14 +16,16 @@ from thumbnet import engine
 from thumbnet.config import Recipe
 from thumbnet.data import lasting_name, load_splits
 from thumbnet.data.dataset import Splits
+from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.errors import DivergedError, UsageError
 from thumbnet.kernels import load_library
-from thumbnet.monitor.console import Console, LogFormat, format_duration, say
+from thumbnet.monitor.console import LogFormat, format_duration, say
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.runs.facts import check_facts
 from thumbnet.runs.run import Run, find_checkpoint
 from thumbnet.training.loop import Outcome, Training
 from thumbnet.training.session import conclude, open_training, resumed_recipe, start_run
+from thumbnet.training.together import announce_run, devices_line, folder_of, hear_of_run, insist_same_data, run_of_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Options:
     """Print nothing; the run's log is written all the same."""
     second_signal: StopSignal.Second = "exit"
     """What a second Ctrl-C does: ends the process at once, or raises KeyboardInterrupt."""
+    replicas: Replicas = ALONE
+    """This process and those that train with it."""
 
     def note(self, text: str) -> None:
         """Tell the user a line, unless nothing is to be printed."""
@@ -128,11 +132,26 @@ def train_new(
         Stopped: it was interrupted.
     """
     engine.prepare(options.threads)
+    if restarted := run_of_job(out, options.replicas.timeout_s, options.note):
+        return train_on(restarted, {}, options)
     run, loaded = start_run(
         recipe, out, name, options.load if splits is None else lambda _: splits, given=given, note=options.note
     )
     with _no_empty_run(run):
         return _train(run, lambda: loaded, options, resume=False)
+
+
+def follow(options: Options) -> TrainResult:
+    """Train as another replica than 0: the run that replica 0 makes or goes on with.
+
+    Raises:
+        DataError: the data cannot be had.
+        DivergedError: as `train_new`.
+        Stopped: all replicas were interrupted.
+    """
+    run, resume, threads = hear_of_run(options.replicas)
+    engine.prepare(threads or options.threads)
+    return _train(run, lambda: options.load(run.recipe), options, resume=resume)
 
 
 def run_to_resume(out: Path, name_or_path: str | None) -> Run:
@@ -183,9 +202,13 @@ def train_on(run: Run, overrides: Mapping[str, object], options: Options) -> Tra
 def _train(run: Run, load: Callable[[], Splits], options: Options, *, resume: bool) -> TrainResult:
     """Train a run, new or begun, to its end, and evaluate it."""
     start_seconds: list[float] = []
-    log_path = run.path / "log.txt"
-    with run.lock(), Console(options.log_format, log_path=log_path, quiet=options.quiet) as console:
-        training = open_training(run, load(), console, resume=resume)
+    replicas = options.replicas
+    with folder_of(run, options.log_format, replicas, quiet=options.quiet) as console:
+        splits = load()
+        if not replicas.rank:
+            announce_run(replicas, run, resume=resume)
+        insist_same_data(replicas, splits)
+        training = open_training(run, splits, console, resume=resume, replicas=replicas)
         for line in _opening_lines(training):
             console.note(line)
         # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
@@ -195,8 +218,9 @@ def _train(run: Run, load: Callable[[], Splits], options: Options, *, resume: bo
             except DivergedError as error:
                 raise DivergedError(f"{error}\nrun: {run.path}") from error
         if outcome.stopped_by:
-            console.note(f"stopped at step {outcome.steps}, saved; to go on: {run.resume_command}")
-            raise Stopped(run.path, outcome.steps, stop.exit_code)
+            anywhere = ", on any number of devices" if replicas.count > 1 else ""
+            console.note(f"stopped at step {outcome.steps}, saved; to go on{anywhere}: {run.resume_command}")
+            raise Stopped(run.path, outcome.steps, 128 + outcome.stopped_by)
         try:
             figures = conclude(training, outcome, start_seconds[0], look_at_test=options.look_at_test)
         except KeyboardInterrupt:
@@ -220,6 +244,12 @@ def _no_empty_run(run: Run) -> Iterator[None]:
 def _keep_threads(run: Run, options: Options) -> None:
     """Resume with the threads that the run began with: sums over another number of threads round otherwise."""
     before, asked = run.threads, options.threads
+    if run.replicas != options.replicas.count:
+        options.note(
+            f"the run began on {_devices(run.replicas)} and goes on on {_devices(options.replicas.count)}: "
+            "its weights are the same to rounding, not to the bit"
+        )
+        return
     if before is None:
         return
     if asked is None:
@@ -228,6 +258,10 @@ def _keep_threads(run: Run, options: Options) -> None:
         options.note(
             f"--threads {asked}: the run began with --threads {before}, so its weights may differ in the last digits"
         )
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'s' * (count > 1)}"
 
 
 def _opening_lines(training: Training) -> list[str]:
@@ -251,6 +285,8 @@ def _opening_lines(training: Training) -> list[str]:
             f"the network sees only {recipe.distort.crop}x{recipe.distort.crop} of the {height}x{width} pictures: "
             f"--set distort.crop={7 * min(height, width) // 8} shows it more"
         )
+    if training.replicas.count > 1:
+        lines.append(devices_line(training))
     if state.step:
         lines.append(f"resumed after step {state.step}")
     return lines

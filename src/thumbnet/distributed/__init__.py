@@ -1,0 +1,1 @@
+"""Several devices and several machines: replicas that train as one, on torch.distributed."""

@@ -1,0 +1,139 @@
+"""The training step over replicas: gradients averaged, figures added up, decisions made together."""
+
+from __future__ import annotations
+
+import gc
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from thumbnet.distributed.replicas import Replicas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Loss and accuracy of a whole batch."""
+
+    loss: Tensor
+    """Mean cross-entropy, a scalar."""
+    accuracy: Tensor
+    """Share of the images that were right, a scalar."""
+
+
+class Team:
+    """All replicas of one network, as the training loop sees them; on its own, nothing is exchanged.
+
+    Every replica computes its share of the batch, and all make the same update of the same weights. What one replica
+    alone can know (that a signal came, what its clock says) is cast as a vote with the figures of a step, and acted on
+    by all after that step.
+    """
+
+    def __init__(self, replicas: Replicas, model: nn.Module, *, batch_size: int, seconds: Callable[[], float]) -> None:
+        """Join a network to its copies.
+
+        Args:
+            replicas: from `joined`.
+            model: this replica's copy; all are equal.
+            batch_size: images of one step over all replicas.
+            seconds: clock of the training; replica 0's counts.
+        """
+        self.replicas = replicas
+        self._model, self._batch_size, self._seconds = model, batch_size, seconds
+        share = replicas.share(batch_size)
+        self._portion: float = (share.stop - share.start) / batch_size
+        self._parallel: DistributedDataParallel | None = None
+        self._learning: list[bool] = []
+        self._statistics = batch_statistics(model)
+        self._agreed = [0.0] * 4
+        self._stop, self._wait_s = 0, 0.0
+
+    @property
+    def loss_factor(self) -> float:
+        """Factor on the mean loss of this replica's share so that the mean gradient is that of the whole batch."""
+        return self._portion * self.replicas.count
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of this replica's images; the backward that follows averages the gradients."""
+        model = self._model if self.replicas.count == 1 else self._synchronized()
+        logits: Tensor = model(images)
+        return logits
+
+    def _synchronized(self) -> DistributedDataParallel:
+        """Return the network with hooks on the gradients of the layers that learn at present."""
+        learning = [parameter.requires_grad for parameter in self._model.parameters()]
+        if self._parallel is None or learning != self._learning:
+            self._parallel, self._learning = None, learning
+            gc.collect()  # the former one takes its hooks away when it goes
+            # Batch statistics are averaged here; see `begin`.
+            self._parallel = DistributedDataParallel(
+                self._model, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
+        return self._parallel
+
+    def begin(self, loss: Tensor, hits: Tensor) -> Callable[[], Figures]:
+        """Start adding up the figures of a step, before its backward.
+
+        Args:
+            loss: mean cross-entropy of this replica's images.
+            hits: whether each of them was classified rightly, bool [b].
+
+        Returns:
+            What waits for the figures of the whole batch.
+        """
+        if self.replicas.count == 1:
+            return lambda: Figures(loss=loss, accuracy=hits.float().mean())
+        mine = torch.zeros(6, dtype=torch.float64, device=loss.device)
+        mine[0], mine[1] = loss.detach() * self._portion, hits.sum() / self._batch_size
+        votes = [self._stop == signal.SIGINT, self._stop == signal.SIGTERM, self._wait_s / self.replicas.count]
+        votes.append(self._seconds() if self.replicas.rank == 0 else 0.0)
+        mine[2:] = torch.tensor(votes, dtype=torch.float64)
+        works = [dist.all_reduce(mine, async_op=True)]
+        statistics = torch.cat([buffer.flatten() for buffer in self._statistics]) if self._statistics else None
+        if statistics is not None:
+            statistics *= self._portion
+            works.append(dist.all_reduce(statistics, async_op=True))
+
+        def finish() -> Figures:
+            for work in works:
+                work.wait()
+            if statistics is not None:
+                parts = statistics.split([buffer.numel() for buffer in self._statistics])
+                for buffer, part in zip(self._statistics, parts, strict=True):
+                    buffer.copy_(part.view_as(buffer))
+            self._agreed = mine[2:].tolist()
+            return Figures(loss=mine[0].float(), accuracy=mine[1].float())
+
+        return finish
+
+    def stop(self, requested: int | None) -> int | None:
+        """Cast a vote to stop because of a signal; return the signal that all stop for, as of the step before."""
+        if self.replicas.count == 1:
+            return requested
+        self._stop = requested or 0
+        interrupted, terminated = self._agreed[:2]
+        return signal.SIGTERM if terminated else signal.SIGINT if interrupted else None
+
+    def seconds(self) -> float:
+        """Return what the clock says that counts, as of the step before."""
+        return self._seconds() if self.replicas.count == 1 else self._agreed[3]
+
+    def waited(self, wait_s: float) -> float:
+        """Tell how long this replica has waited for input; return the mean over all, as of the step before."""
+        if self.replicas.count == 1:
+            return wait_s
+        self._wait_s = wait_s
+        return self._agreed[2]
+
+
+def batch_statistics(model: nn.Module) -> list[Tensor]:
+    """Return the running statistics of batch normalization; empty for a network without."""
+    return [
+        buffer
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[2] in ("running_mean", "running_var") and buffer is not None
+    ]
