@@ -43,6 +43,17 @@ def test_overrides_change_one_value_each() -> None:
     assert recipe.seed == 7
 
 
+def test_another_network_leaves_behind_what_the_recipe_says_of_the_layers_of_its_own() -> None:
+    overrides = {"model.name": "classic", "optimizer.weight_decay.local3": 0.5, "model.options.initial_std": 0.01}
+    quick, recipe = load_preset("quick"), load_preset("quick", overrides)
+    assert recipe.model.options == {"initial_std": 0.01}
+    assert (recipe.optimizer.rates, recipe.optimizer.freeze_after) == ({}, {})
+    assert recipe.optimizer.weight_decay == {"biases": quick.optimizer.weight_decay["biases"], "local3": 0.5}
+    assert recipe.optimizer.momentum == quick.optimizer.momentum
+    assert load_preset("quick", {"model.name": "speed"}) == quick
+    assert load_preset("quick") == quick
+
+
 def test_epochs_replace_steps_and_the_other_way_round() -> None:
     assert load_preset("classic", {"train.epochs": 2}).train.steps == 0
     assert load_preset("quick", {"train.steps": 2}).train.epochs == 0

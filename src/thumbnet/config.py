@@ -80,7 +80,7 @@ class ModelConfig:
     """Which network."""
 
     name: str = "classic"
-    """A key of `thumbnet.models.MODELS`."""
+    """A key of `thumbnet.models.MODELS`, or `timm/` and the name of a network of timm."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the network's builder, such as widths."""
 
@@ -291,7 +291,10 @@ def recipe_from_dict(
     merged: dict[str, Any] = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
     }
-    for key, value in (overrides or {}).items():
+    overrides = overrides or {}
+    if "model.name" in overrides:
+        _leave_network(merged, overrides["model.name"])
+    for key, value in overrides.items():
         _set(merged, key.split("."), value)
     recipe = _build(Recipe, merged, where)
     assert isinstance(recipe, Recipe)
@@ -301,6 +304,19 @@ def recipe_from_dict(
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as nested dictionaries of plain values, the inverse of `recipe_from_dict`."""
     return dataclasses.asdict(recipe)
+
+
+def _leave_network(values: dict[str, Any], name: object) -> None:
+    """Take out of a recipe what it says of the options and layers of its network, where another one is chosen."""
+    if values.get("model", {}).get("name", ModelConfig.name) == name:
+        return
+    values["model"] = {}
+    optimizer = values.get("optimizer", {})
+    for key in optimizer.keys() & {"rates", "freeze_after"}:
+        optimizer[key] = {}
+    decay = optimizer.get("weight_decay", {})
+    optimizer["weight_decay"] = {layer: cost for layer, cost in decay.items() if layer in ("default", "biases")}
+    values["optimizer"] = optimizer
 
 
 def _set(values: dict[str, Any], path: list[str], value: object) -> None:

@@ -41,5 +41,10 @@ class PeerLostError(ThumbnetError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` - did you mean 'x'?`` for the closest known name, or the list of known names when none is close."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" - did you mean '{close[0]}'?" if close else f" - known: {', '.join(names)}"
+    return close_match(name, names) or f" - known: {', '.join(names)}"
+
+
+def close_match(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return `` - did you mean 'x'?`` for the closest known name, `prefix` before it; empty when none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" - did you mean '{prefix}{close[0]}'?" if close else ""

@@ -41,6 +41,8 @@ def test_what_was_asked_for_stays():
     assert fit_to_examples(sgd, 50, ["optimizer.learning_rate"])[0].optimizer.learning_rate == 1
 
 
-@pytest.mark.parametrize(("model", "preset"), [(None, "quick"), ("classic", "classic"), ("speed", "quick")])
+@pytest.mark.parametrize(
+    ("model", "preset"), [(None, "quick"), ("classic", "classic"), ("speed", "quick"), ("timm/resnet18", "timm")]
+)
 def test_the_preset_of_a_network(model: str | None, preset: str):
     assert preset_for(model) == preset

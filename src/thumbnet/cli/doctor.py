@@ -41,6 +41,7 @@ def describe_machine(data_dir: Path | None) -> dict[str, Any]:
     from thumbnet import __version__, engine
     from thumbnet.data import cache_dir
     from thumbnet.kernels import load_library
+    from thumbnet.models import timm
 
     precision = engine.resolve_precision()
     return {
@@ -56,6 +57,7 @@ def describe_machine(data_dir: Path | None) -> dict[str, Any]:
         "why": precision.why,
         "kernels": load_library().handle is not None,
         "kernels_why": load_library().why,
+        "timm": timm.version(),
         "cache": str(cache_dir(data_dir)),
     }
 
@@ -68,5 +70,6 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
         f"device     {machine['device']}, {machine['threads']} threads",
         f"precision  {machine['precision']}: {machine['why']}",
         f"kernels    {'C' if machine['kernels'] else 'plain PyTorch'}: {machine['kernels_why']}",
+        f"timm       {machine['timm'] or 'not installed; for --model timm/NAME: pip install thumbnet[timm]'}",
         f"data       {machine['cache']}",
     ]

@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.set_defaults(parser=parser)
     parser.add_argument("run", nargs="?", help="a run")
-    parser.add_argument("--model", help="a network, by name")
+    parser.add_argument("--model", help="a network, by name; timm/NAME for one of timm")
     parser.add_argument("--preset", help="a preset")
     parser.add_argument("--crop", type=whole_number, help="side of the input in pixels, with --model (24)")
     parser.add_argument("--classes", type=whole_number, help="number of classes, with --model (10)")

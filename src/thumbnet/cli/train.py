@@ -31,7 +31,7 @@ RECIPE_FLAGS: tuple[tuple[str, str | None, str, Callable[[str], object], str], .
     ("--data", None, "data.name", str, "cifar10, cifar100, svhn, svhn-extra, shapes, or a folder or .csv of pictures"),
     ("--validation", None, "data.validation", float, "images kept for validation: how many, or which share, as 0.1"),
     ("--image-size", None, "data.image_size", whole_number, "side that pictures of a folder are resized to (32)"),
-    ("--model", None, "model.name", str, "network, see `thumbnet info --help`"),
+    ("--model", None, "model.name", str, "classic, speed ... or timm/NAME, any network of timm"),
     ("--steps", "--max_steps", "train.steps", whole_number, "steps to train"),
     ("--epochs", None, "train.epochs", float, "epochs to train"),
     ("--batch-size", "--batch_size", "input.batch_size", whole_number, "images of one step, over all devices"),

@@ -12,6 +12,7 @@ from thumbnet.config import ModelConfig
 from thumbnet.errors import UsageError, did_you_mean
 from thumbnet.models.classic import build_classic
 from thumbnet.models.speed import build_speed
+from thumbnet.models.timm import PREFIX, build_timm
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"classic": build_classic, "speed": build_speed}
 
@@ -35,8 +36,12 @@ def build_model(config: ModelConfig, *, num_classes: int, crop: int, channels: i
     Raises:
         UsageError: the network's name or one of its options is unknown, or an option has an impossible value.
     """
+    if config.name.startswith(PREFIX):
+        return build_timm(config.name, config.options, num_classes=num_classes, crop=crop, channels=channels)
     if config.name not in MODELS:
-        raise UsageError(f"unknown model '{config.name}'{did_you_mean(config.name, MODELS)}")
+        raise UsageError(
+            f"unknown model '{config.name}'{did_you_mean(config.name, MODELS)}; `{PREFIX}NAME` is a network of timm"
+        )
     build = MODELS[config.name]
     known = inspect.signature(build).parameters.keys() - {"num_classes", "crop", "channels"}
     for option in config.options:
