@@ -19,6 +19,8 @@ PREPARATION_S = 3600.0
 """How long replicas wait for one that fetches or decodes its data."""
 POLL_S = 0.02
 _FAREWELL_S = 5.0
+_NETWORK_WORDS = ("gloo", "NCCL", "c10d", "Connection", "caused pair closure")
+"""What is in the messages of connections that fail."""
 _FAILED = "failed"
 
 
@@ -158,7 +160,7 @@ def _is_communication_failure(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "c10d", "Connection"))
+    return isinstance(error, RuntimeError) and any(word in text for word in _NETWORK_WORDS)
 
 
 def _exit_code(error: BaseException) -> int:
