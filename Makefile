@@ -2,13 +2,22 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test setup lint format
+.PHONY: train test setup lint format bench bench-check
 
 train: setup
 	$(BIN)/thumbnet train
 
 test: setup
 	$(BIN)/pytest
+
+# thumbnet beside TensorFlow, Keras, PyTorch and timm: 12 minutes, on a machine that does nothing else.
+bench: setup
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/readme.py
+
+# Ratios, never absolute times: the compiled kernels must not be slower than plain PyTorch.
+bench-check: setup
+	$(BIN)/python benchmarks/check.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -37,7 +37,8 @@ def with_results(text: str) -> str:
     """Return the README with the results of today's files."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return before + BEGIN + "\n" + "\n".join([*first_run(), "", *preset_table(), "", *figures()]) + "\n" + END + after
+    parts = [first_run(), preset_table(), figures(), peer_table(), machine_times()]
+    return before + BEGIN + "\n" + "\n\n".join("\n".join(part) for part in parts if part) + "\n" + END + after
 
 
 def first_run() -> list[str]:
@@ -120,6 +121,92 @@ def figures() -> list[str]:
         f"Machine: {system['machine']['cores']} cores of an {system['machine']['cpu']} with AMX, PyTorch "
         f"{system['machine']['torch']}. Files and how they came about: `benchmarks/results/`, `benchmarks/*.py`.",
     ]
+
+
+def peer_table() -> list[str]:
+    """Return thumbnet beside its peers; nothing before they have been measured."""
+    if not (RESULTS / "peers.json").exists():
+        return []
+    result = load("peers.json")
+    most = str(result["machine"]["cores"])
+    trained = {name: peer for name, peer in result["peers"].items() if "whole" in peer["cores"][most]}
+    return [
+        "Beside its peers: the tutorial's network, distortions, loss, decay and averages, batch "
+        f"{result['batch_size']}, the same record files, {most} cores, {result['rounds']} rounds in turn (medians, and "
+        "the range of the whole):",
+        "",
+        "| | training, images/s | thumbnet is | step alone | input alone | memory | first step done after "
+        f"| from 1 core to {most} |",
+        "|---|---|---|---|---|---|---|---|",
+        *(peer_row(peer, most) for peer in trained.values()),
+        "",
+        "![images per second of training, step and input](benchmarks/results/peers.png)",
+        "",
+        "thumbnet trains with all that it does: step lines, checks for finite values, averages, TensorBoard summaries; "
+        f"the others do none of these but the averages. {versions(trained)}.",
+        *resnet18_lines(result["peers"], most),
+    ]
+
+
+def peer_row(peer: dict[str, Any], most: str) -> str:
+    """Return one peer's row."""
+    found = peer["cores"][most]
+    whole = found["whole"]
+    times = peer.get("thumbnet_times")
+    scaling = f"{peer['scaling']['median']:.2f} x" if "scaling" in peer else ""
+    return (
+        f"| {peer['title']} | {whole['median']:,.0f} ({whole['lowest']:,.0f} to {whole['highest']:,.0f}) "
+        f"| {format(times['whole']['median'], '.1f') + ' x as fast' if times else ''} | {found['step']['median']:,.0f} "
+        f"| {found['input']['median']:,.0f} | {found['memory_mib']['median']:,.0f} MiB "
+        f"| {found['start_seconds']['median']:.1f} s | {scaling} |"
+    )
+
+
+def versions(peers: dict[str, Any]) -> str:
+    """Return the versions of all frameworks, each once; all peers ran on the same Python."""
+    found = {name: version for peer in peers.values() for name, version in peer["versions"].items()}
+    return ", ".join(f"{name} {version}" for name, version in found.items() if name != "thumbnet")
+
+
+def resnet18_lines(peers: dict[str, Any], most: str) -> list[str]:
+    """Return what a ResNet-18 would take, beside the presets' measured times to 86 and 94 %."""
+    measured = [
+        f"{peer['cores'][most]['step']['median']:,.0f} images/s in {peer['precision']}, which would make "
+        f"{peer['estimated_hours_to_96_percent']:.1f} h to 96 %"
+        for peer in peers.values()
+        if "estimated_hours_to_96_percent" in peer
+    ]
+    if not measured:
+        return []
+    return [
+        "",
+        f"The usual ResNet-18, its training step in plain PyTorch: {'; '.join(measured)}. These hours are estimated "
+        "from the speed and the work of its usual training (32.3 PFLOP, arXiv:2404.00498); it was not trained here. "
+        "The presets' times, in the table above, were measured.",
+    ]
+
+
+def machine_times() -> list[str]:
+    """Return how long the presets take with and without a processor's newer instructions, by `thumbnet bench`."""
+    files = {"all of its instructions": "machine.json", "no more than AVX2": "machine-avx2.json"}
+    rows = [
+        f"* With {what}: {load(name)['machine']['precision']}, "
+        + ", ".join(f"{preset} {minutes(found['seconds'])}" for preset, found in by_time(load(name)))
+        + "."
+        for what, name in files.items()
+        if (RESULTS / name).exists()
+    ]
+    return (
+        ["Training time by the speed of the steps alone (`thumbnet bench`), on this processor:", "", *rows]
+        if rows
+        else []
+    )
+
+
+def by_time(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the presets whose time follows from a measured step, the quickest first."""
+    known = [(preset, found) for preset, found in result["presets"].items() if found["after"] == preset]
+    return sorted(known, key=lambda item: float(item[1]["seconds"]))
 
 
 def percent(share: float) -> str:

@@ -19,8 +19,16 @@ from thumbnet.errors import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Instruction sets that ONEDNN_MAX_CPU_ISA can cap oneDNN to and that lack bf16 arithmetic.
-_ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+# Instruction sets that ONEDNN_MAX_CPU_ISA can cap oneDNN to and that lack bf16 arithmetic, and the architecture level
+# that a compiler knows them by.
+ISA_WITHOUT_BF16 = {
+    "SSE41": "x86-64-v2",
+    "AVX": "x86-64-v2",
+    "AVX2": "x86-64-v3",
+    "AVX2_VNNI": "x86-64-v3",
+    "AVX512_CORE": "x86-64-v4",
+    "AVX512_CORE_VNNI": "x86-64-v4",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +72,8 @@ def resolve_precision(requested: PrecisionName = "auto") -> Precision:
         return Precision(name="bf16" if fast else "fp32", why="the GPU " + ("has" if fast else "lacks") + " bf16")
     if device().type != "cpu":
         return Precision(name="fp32", why=f"bf16 has not been measured on {device().type}")
-    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    if cap in _ISA_WITHOUT_BF16:
+    cap = isa_cap()
+    if cap in ISA_WITHOUT_BF16:
         return Precision(name="fp32", why=f"ONEDNN_MAX_CPU_ISA={cap} has no bf16")
     features = cpu_features()
     if "amx_bf16" in features:
@@ -73,6 +81,11 @@ def resolve_precision(requested: PrecisionName = "auto") -> Precision:
     if "avx512_bf16" in features:
         return Precision(name="bf16", why="the processor has AVX-512 bf16 instructions")
     return Precision(name="fp32", why="the processor has no bf16 instructions, and emulated bf16 is slower than fp32")
+
+
+def isa_cap() -> str:
+    """Return the instruction set that the user holds oneDNN to, such as AVX2; empty for no such cap."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
 
 
 def cpu_flags() -> frozenset[str]:

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -28,3 +29,72 @@ def test_what_stands_around_the_results_stays(readme: ModuleType) -> None:
     assert written.startswith(f"before\n{readme.BEGIN}")
     assert written.endswith(f"{readme.END}after\n")
     assert "stale figures" not in written
+
+
+def spread(value: float) -> dict[str, float]:
+    return {"median": value, "lowest": value - 1, "highest": value + 1}
+
+
+def peers_result() -> dict[str, object]:
+    figures = {
+        "whole": spread(4000),
+        "step": spread(5000),
+        "input": spread(90000),
+        "memory_mib": spread(500),
+        "start_seconds": spread(2.5),
+    }
+    other = {name: spread(found["median"] / 8) for name, found in figures.items()}
+    return {
+        "batch_size": 128,
+        "rounds": 5,
+        "machine": {"cores": 2},
+        "peers": {
+            "thumbnet": {"title": "thumbnet", "versions": {"thumbnet": "1"}, "cores": {"2": figures}},
+            "torch": {
+                "title": "plain PyTorch",
+                "versions": {"python": "3.11", "torch": "2.13"},
+                "cores": {"2": other, "1": other},
+                "scaling": spread(1.75),
+                "thumbnet_times": {"whole": spread(8)},
+            },
+            "resnet18": {
+                "title": "ResNet-18",
+                "precision": "fp32",
+                "versions": {},
+                "cores": {"2": {"step": spread(80)}},
+                "estimated_hours_to_96_percent": 33.6,
+            },
+        },
+    }
+
+
+def machine_result(precision: str) -> dict[str, object]:
+    presets = {"slow": {"seconds": 600.0, "after": "slow"}, "quick": {"seconds": 40.0, "after": "quick"}}
+    guessed = {"huge": {"seconds": 9000.0, "after": "slow"}}
+    return {"machine": {"precision": precision}, "presets": presets | guessed}
+
+
+def test_the_peers_table(readme: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert readme.peer_table() == []
+    (tmp_path / "peers.json").write_text(json.dumps(peers_result()))
+    lines = readme.peer_table()
+    assert "| plain PyTorch | 500 (499 to 501) | 8.0 x as fast | 625 | 11,250 | 62 MiB | 0.3 s | 1.75 x |" in lines
+    assert "| thumbnet | 4,000 (3,999 to 4,001) |  | 5,000 | 90,000 | 500 MiB | 2.5 s |  |" in lines
+    (resnet18,) = (line for line in lines if "ResNet-18" in line)
+    assert "80 images/s in fp32, which would make 33.6 h to 96 %" in resnet18
+    assert "estimated" in resnet18
+    assert any("python 3.11, torch 2.13." in line for line in lines)
+    assert all(line.count("|") == 9 for line in lines if line.startswith("|"))
+
+
+def test_times_with_and_without_newer_instructions(
+    readme: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert readme.machine_times() == []
+    (tmp_path / "machine-avx2.json").write_text(json.dumps(machine_result("fp32")))
+    # What was only estimated from another preset's arithmetic is left out.
+    assert readme.machine_times()[2:] == ["* With no more than AVX2: fp32, quick 40 s, slow 10.0 min."]
+    (tmp_path / "machine.json").write_text(json.dumps(machine_result("bf16")))
+    assert readme.machine_times()[2].startswith("* With all of its instructions: bf16, ")

@@ -6,6 +6,7 @@ import pytest
 from thumbnet.cli import bench
 from thumbnet.cli.flags import Parser
 from thumbnet.errors import UsageError
+from thumbnet.training import measure
 
 
 def run(*arguments: str) -> int:
@@ -41,7 +42,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_measuring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(bench, "measure_input", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(measure, "measure_input", lambda *_: pytest.fail("measured"))
     with pytest.raises(UsageError, match=r"--out .*file/result\.json: cannot write this file"):
         run("input", "--data", "shapes", "--out", str(tmp_path / "file" / "result.json"))
 
@@ -49,7 +50,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_measuring(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "PART"),
+        (["machine", "--isa", "sse"], "sse"),
+        (["step", "--preset", "quikc"], "did you mean 'quick'"),
         (["inputs"], "inputs"),
         (["input", "--seconds", "soon"], "'soon' is not a duration"),
         (["input", "--preset", "clasic"], "did you mean 'classic'"),

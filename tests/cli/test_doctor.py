@@ -3,6 +3,7 @@ import json
 import pytest
 
 from thumbnet import engine
+from thumbnet.cli import doctor
 from thumbnet.cli.main import main
 
 
@@ -35,3 +36,28 @@ def test_the_processor_decides(features: set[str], expected: str, monkeypatch: p
     monkeypatch.setattr(engine, "cpu_features", lambda: frozenset(features))
     assert engine.resolve_precision().name == expected
     assert engine.resolve_precision("fp32").name == "fp32"
+
+
+MACHINE = {"device": "cpu", "kernels": True, "amx_kernels": True, "precision": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, ["classic: fused C kernels", "quick and fast: AMX kernels"]),
+        ({"amx_kernels": False}, ["fused C kernels", "there is no AMX or the system does not let"]),
+        ({"amx_kernels": False, "precision": "fp32"}, ["fused C kernels", "for bf16 and not fp32"]),
+        ({"amx_kernels": False, "kernels": False}, ["plain PyTorch", "PyTorch's own"]),
+        ({"device": "cuda"}, ["all networks: PyTorch's own, on cuda"]),
+    ],
+)
+def test_says_which_engine_runs(change: dict[str, object], expected: list[str]) -> None:
+    lines = doctor._kernel_uses(MACHINE | change)
+    assert len(lines) == len(expected)
+    assert all(text in line for text, line in zip(expected, lines, strict=True))
+
+
+def test_says_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["doctor"]) == 0
+    assert "compiler   none: cc, gcc or clang would compile the kernels" in capsys.readouterr().out

@@ -5,27 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from thumbnet.cli.flags import add_data_flags, duration, note, whole_number
-from thumbnet.errors import UsageError
-
-if TYPE_CHECKING:
-    from thumbnet.input.pipeline import TrainingInput
-
-ROUNDS = 5
-"""Rounds a measurement is cut into; the median is the result, the slowest and the fastest show how steady it is."""
+from thumbnet.cli import bench_machine
+from thumbnet.cli.flags import add_data_flags, duration, make_writable, note, whole_number
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure parts of the system on this machine",
-        description="Measure parts of the system on this machine.",
+        help="measure this machine: its limit, the input, training steps, how long each preset takes",
+        description="Measure the system on this machine. Without PART it is `thumbnet bench machine`.",
     )
     parser.set_defaults(parser=parser)
-    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    parts = parser.add_subparsers(dest="part", metavar="PART")
+    bench_machine.add_parts(parts)
     part = parts.add_parser(
         "input",
         help="training batches without a network: images/s, processor time, memory",
@@ -43,7 +38,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
-    return {"input": _run_input}[args.part](args)
+    if args.part is None:
+        args = args.parser.parse_args(["machine"])
+    parts = {"input": _run_input, "machine": bench_machine.run_machine, "step": bench_machine.run_step}
+    return parts[args.part](args)
 
 
 def _run_input(args: argparse.Namespace) -> int:
@@ -52,9 +50,10 @@ def _run_input(args: argparse.Namespace) -> int:
     from thumbnet.config import load_preset
     from thumbnet.data import load_splits
     from thumbnet.input.pipeline import TrainingInput
+    from thumbnet.training.measure import measure_input
 
     if args.out is not None:
-        _make_writable(args.out)
+        make_writable(args.out)
     wanted = {"data.name": args.data, "input.batch_size": args.batch_size}
     recipe = load_preset(args.preset, {key: value for key, value in wanted.items() if value is not None})
     engine.prepare()
@@ -77,38 +76,6 @@ def _run_input(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure_input(batches: TrainingInput, batch_size: int, seconds: float) -> dict[str, float]:
-    """Take batches for some seconds and return speed, processor time and memory.
-
-    Start-up is left out: the clock starts when the first batches have been taken.
-    """
-    import resource
-    import statistics
-    import sys
-    import time
-
-    for _ in range(10):
-        next(batches)
-    speeds: list[float] = []
-    images, busy_from_s = 0, time.process_time()
-    for _ in range(ROUNDS):
-        taken, started_s = 0, time.perf_counter()
-        while (elapsed_s := time.perf_counter() - started_s) < seconds / ROUNDS or not taken:
-            next(batches)
-            taken += batch_size
-        speeds.append(taken / elapsed_s)
-        images += taken
-    busy_s = time.process_time() - busy_from_s
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        "images_per_second": round(statistics.median(speeds)),
-        "slowest_round": round(min(speeds)),
-        "fastest_round": round(max(speeds)),
-        "cpu_us_per_image": round(busy_s / images * 1e6, 2),
-        "peak_memory_mib": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),  # macOS counts in bytes
-    }
-
-
 def _input_lines(result: dict[str, Any]) -> list[str]:
     """Return the measurement as a person reads it."""
     machine = result["machine"]
@@ -120,12 +87,3 @@ def _input_lines(result: dict[str, Any]) -> list[str]:
         f"processor   {result['cpu_us_per_image']} us per image ({machine['cpu']}, {machine['cores']} cores)",
         f"memory      {result['peak_memory_mib']:,} MiB at most, the data set's mapped pages included",
     ]
-
-
-def _make_writable(path: Path) -> None:
-    """Make sure that a result can be written before it takes time to measure it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise UsageError(f"--out {path}: cannot write this file: {error.strerror or error}") from error

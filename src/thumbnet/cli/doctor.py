@@ -40,8 +40,9 @@ def describe_machine(data_dir: Path | None) -> dict[str, Any]:
 
     from thumbnet import __version__, engine
     from thumbnet.data import cache_dir
-    from thumbnet.kernels import load_library
+    from thumbnet.kernels import find_compiler, load_library
     from thumbnet.models import timm
+    from thumbnet.models.grid import amx_ready
 
     precision = engine.resolve_precision()
     return {
@@ -57,6 +58,8 @@ def describe_machine(data_dir: Path | None) -> dict[str, Any]:
         "why": precision.why,
         "kernels": load_library().handle is not None,
         "kernels_why": load_library().why,
+        "amx_kernels": amx_ready() and precision.name == "bf16",
+        "compiler": find_compiler(),
         "timm": timm.version(),
         "cache": str(cache_dir(data_dir)),
     }
@@ -70,6 +73,24 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
         f"device     {machine['device']}, {machine['threads']} threads",
         f"precision  {machine['precision']}: {machine['why']}",
         f"kernels    {'C' if machine['kernels'] else 'plain PyTorch'}: {machine['kernels_why']}",
+        *(f"           {line}" for line in _kernel_uses(machine)),
+        f"compiler   {machine['compiler'] or 'none: cc, gcc or clang would compile the kernels'}",
         f"timm       {machine['timm'] or 'not installed; for --model timm/NAME: pip install thumbnet[timm]'}",
         f"data       {machine['cache']}",
     ]
+
+
+def _kernel_uses(machine: dict[str, Any]) -> list[str]:
+    """Return which parts of the networks run on kernels of our own."""
+    if machine["device"] != "cpu":
+        return [f"all networks: PyTorch's own, on {machine['device']}"]
+    pooling = "fused C kernels" if machine["kernels"] else "plain PyTorch"
+    if machine["amx_kernels"]:
+        speed = "AMX kernels"
+    elif not machine["kernels"]:
+        speed = "PyTorch's own"
+    elif machine["precision"] != "bf16":
+        speed = f"PyTorch's own, the AMX kernels are for bf16 and not {machine['precision']}"
+    else:
+        speed = "PyTorch's own, there is no AMX or the system does not let this process use it"
+    return [f"pooling and response normalization of classic: {pooling}", f"convolutions of quick and fast: {speed}"]

@@ -100,6 +100,15 @@ def setting(text: str) -> tuple[str, object]:
         return key, value
 
 
+def make_writable(path: Path) -> None:
+    """Make sure that a result can be written before it takes time to measure it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UsageError(f"--out {path}: cannot write this file: {error.strerror or error}") from error
+
+
 def note(text: str) -> None:
     """Print a line for the person at the terminal: progress goes to stderr, results to stdout."""
     print(text, file=sys.stderr, flush=True)

@@ -16,14 +16,13 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from thumbnet.engine import cpu_flags, cpu_name
+from thumbnet.engine import ISA_WITHOUT_BF16, cpu_flags, cpu_name, isa_cap
 
 SOURCES = ("pool_norm.c", "speed_net.c")
 HEADERS = ("pool_norm.h",)
 FLAGS = (
     "-std=c11",
     "-O3",
-    "-march=native",
     "-mprefer-vector-width=512",
     "-fopenmp",
     "-fno-math-errno",
@@ -62,20 +61,21 @@ def load_library() -> Library:
     """Compile the kernels if this machine has not yet, and load them; `THUMBNET_KERNELS=0` does without."""
     if os.environ.get("THUMBNET_KERNELS") == "0":
         return Library(handle=None, why="turned off by THUMBNET_KERNELS=0")
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     openmp = _loaded_openmp()
     if openmp is None:
         return Library(handle=None, why="PyTorch's OpenMP runtime was not found")
     folder = Path(str(resources.files("thumbnet.kernels")))
+    flags = compiler_flags()
     # -march=native makes the result fit this processor alone, so all that it can do is part of the name.
-    key = hashlib.sha256("\n".join([cpu_name(), *sorted(cpu_flags()), *FLAGS, openmp]).encode())
+    key = hashlib.sha256("\n".join([cpu_name(), *sorted(cpu_flags()), *flags, openmp]).encode())
     for source in (*SOURCES, *HEADERS):
         key.update((folder / source).read_bytes())
     path = platformdirs.user_cache_path("thumbnet") / f"kernels-{key.hexdigest()[:16]}.so"
     if not path.exists():
+        compiler = find_compiler()
         if compiler is None:
             return Library(handle=None, why="no C compiler (cc, gcc or clang) was found")
-        reason = _compile(compiler, [folder / source for source in SOURCES], path, openmp)
+        reason = _compile([compiler, *flags], [folder / source for source in SOURCES], path, openmp)
         if reason:
             return Library(handle=None, why=reason)
     try:
@@ -84,19 +84,30 @@ def load_library() -> Library:
         return Library(handle=None, why=f"the compiled kernels do not load: {error}")
 
 
-def _compile(compiler: str, sources: list[Path], path: Path, openmp: str) -> str:
-    """Compile to `path`, atomically; return why not, or nothing."""
+def find_compiler() -> str | None:
+    """Return the C compiler's path, or None where there is none."""
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+def compiler_flags() -> tuple[str, ...]:
+    """Return what the kernels are compiled with; a cap on oneDNN's instruction sets holds for them, too."""
+    return (f"-march={ISA_WITHOUT_BF16.get(isa_cap(), 'native')}", *FLAGS)
+
+
+def _compile(command: list[str], sources: list[Path], path: Path, openmp: str) -> str:
+    """Compile to `path`, atomically, with a compiler and its flags; return why not, or nothing."""
+    compiler = command[0]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             compiled = Path(folder) / "kernels.so"
             built = {source: str(Path(folder) / f"{source.stem}.o") for source in sources}
-            for command in (
-                *([compiler, *FLAGS, "-c", str(source), "-o", built[source]] for source in sources),
+            for step in (
+                *([*command, "-c", str(source), "-o", built[source]] for source in sources),
                 # Linking PyTorch's own OpenMP keeps one pool of threads: two would spin against each other.
                 [compiler, "-shared", *built.values(), openmp, "-lm", "-o", str(compiled)],
             ):
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+                subprocess.run(step, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
             compiled.rename(path)
     except subprocess.CalledProcessError as error:
         first_line = (error.stderr or "").strip().splitlines()[:1]

@@ -1,0 +1,118 @@
+"""How fast this machine trains, makes batches and multiplies matrices: for `thumbnet bench` and the benchmarks."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from thumbnet import engine
+from thumbnet.config import Recipe
+from thumbnet.input.pipeline import Batch, TrainingInput
+from thumbnet.models import build_model
+from thumbnet.models.describe import describe_layers
+from thumbnet.monitor.health import GradientCheck
+from thumbnet.training.optimizers import set_rates
+from thumbnet.training.state import new_state
+from thumbnet.training.step import train_step
+
+MATRIX_SIDE = 4096
+"""Large enough for the highest speed; a product takes half a second in float32 on two cores."""
+LEAST_CALLS = 3
+INPUT_ROUNDS = 5
+"""Rounds the input is measured in; the slowest and the fastest show how steady it is."""
+
+
+def step_seconds(recipe: Recipe, *, seconds: float, classes: int = 10, channels: int = 3) -> list[float]:
+    """Return how long training steps take, on one batch of random pictures; at least three, after one that warms up.
+
+    Input, summaries and checkpoints are left out; layers that freeze on the way are frozen, as in most of a training.
+
+    Args:
+        recipe: what is trained.
+        seconds: how long to go on.
+        classes: classes of the data set.
+        channels: channels of its pictures.
+    """
+    side, count = recipe.distort.crop, recipe.input.batch_size
+    precision = engine.resolve_precision(recipe.train.precision)
+    state = new_state(
+        recipe, num_classes=classes, channels=channels, examples=lambda n: torch.randn(n, channels, side, side)
+    )
+    images = torch.randn(count, channels, side, side).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(count) % classes
+    batch = Batch(images=images.to(engine.device()), labels=labels.to(engine.device()), indices=np.arange(count))
+    check = GradientCheck(state.model)
+    # A small rate: random pictures have nothing to learn, and the weights must stay finite.
+    set_rates(state.optimizer, factor=1e-3, progress=0.99)
+    smoothing = recipe.train.label_smoothing
+    return _timed(
+        lambda: train_step(state, batch, check=check, precision=precision, label_smoothing=smoothing), seconds
+    )
+
+
+def matmul_tflops(precision: str, *, seconds: float) -> float:
+    """Return the speed of a large square matrix product in TFLOP/s, the median of several: what no network surpasses.
+
+    Args:
+        precision: fp32, bf16 or fp16, of the factors.
+        seconds: how long to go on.
+    """
+    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(device=engine.device(), dtype=engine.DTYPES[precision])
+
+    def product() -> None:
+        # Reading a value waits for a GPU, which computes behind the program's back.
+        (matrix @ matrix)[0, 0].item()
+
+    return 2 * MATRIX_SIDE**3 / statistics.median(_timed(product, seconds)) / 1e12
+
+
+def training_flops(recipe: Recipe, *, classes: int = 10, channels: int = 3) -> int:
+    """Return the floating-point operations that training takes for one picture: forward, and twice that backward."""
+    model = build_model(recipe.model, num_classes=classes, crop=recipe.distort.crop, channels=channels)
+    layers = describe_layers(model, (channels, recipe.distort.crop, recipe.distort.crop))
+    return 2 * 3 * sum(layer.multiply_adds for layer in layers)
+
+
+def measure_input(batches: TrainingInput, batch_size: int, seconds: float) -> dict[str, float]:
+    """Take batches for some seconds and return speed, processor time and memory.
+
+    Start-up is left out: the clock starts when the first batches have been taken.
+    """
+    for _ in range(10):
+        next(batches)
+    speeds: list[float] = []
+    images, busy_from_s = 0, time.process_time()
+    for _ in range(INPUT_ROUNDS):
+        taken, started_s = 0, time.perf_counter()
+        while (elapsed_s := time.perf_counter() - started_s) < seconds / INPUT_ROUNDS or not taken:
+            next(batches)
+            taken += batch_size
+        speeds.append(taken / elapsed_s)
+        images += taken
+    busy_s = time.process_time() - busy_from_s
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "images_per_second": round(statistics.median(speeds)),
+        "slowest_round": round(min(speeds)),
+        "fastest_round": round(max(speeds)),
+        "cpu_us_per_image": round(busy_s / images * 1e6, 2),
+        "peak_memory_mib": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),  # macOS counts in bytes
+    }
+
+
+def _timed(call: Callable[[], object], seconds: float) -> list[float]:
+    """Call until the time is over, at least three times, and return how long each took; the first does not count."""
+    call()
+    took: list[float] = []
+    began = time.perf_counter()
+    while len(took) < LEAST_CALLS or time.perf_counter() - began < seconds:
+        started = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - started)
+    return took

@@ -1,0 +1,178 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def peers() -> ModuleType:
+    return load(FOLDER / "peers.py")
+
+
+@pytest.fixture(scope="module")
+def measure() -> ModuleType:
+    return load(FOLDER / "peers" / "measure.py")
+
+
+def turn(whole: float, step: float = 0.0) -> list[dict[str, object]]:
+    return [
+        {"measure": "versions", "python": "3.11", "torch": "2.13"},
+        {"measure": "start", "seconds": 4.0},
+        {"measure": "whole", "images_per_second": whole},
+        {"measure": "memory", "mib": 500.0},
+        {"measure": "step", "images_per_second": step or 2 * whole},
+        {"measure": "input", "images_per_second": 9 * whole},
+    ]
+
+
+def test_results_are_found_among_other_lines(peers: ModuleType) -> None:
+    text = 'loading\n{"measure": "whole", "images_per_second": 5.5}\n{"level": 1}\n\n{"measure": "memory", "mib": 1}\n'
+    assert peers.parse(text) == [{"measure": "whole", "images_per_second": 5.5}, {"measure": "memory", "mib": 1}]
+    assert peers.parse("") == []
+
+
+def test_figures_of_a_turn(peers: ModuleType) -> None:
+    assert peers.values_of(turn(100.0)) == {
+        "start_seconds": 4.0,
+        "whole": 100.0,
+        "memory_mib": 500.0,
+        "step": 200.0,
+        "input": 900.0,
+    }
+    assert peers.in_short(turn(1234.5)).startswith("start_seconds 4, whole 1,234")
+
+
+def test_each_round_begins_with_another_peer(peers: ModuleType) -> None:
+    found = list(peers.turns(["a", "b", "c"], 2, [0, 1]))
+    assert found[:4] == [("a", [0, 1]), ("a", [1]), ("b", [0, 1]), ("b", [1])]
+    assert [name for name, cores in found if len(cores) == 2] == ["a", "b", "c", "b", "c", "a"]
+    assert list(peers.turns(["a"], 2, [3])) == [("a", [3]), ("a", [3])]
+
+
+def test_spread(peers: ModuleType) -> None:
+    found = peers.spread([3.0, 1.0, 8.0])
+    assert found == {"median": 3.0, "lowest": 1.0, "highest": 8.0, "n": 3, "values": [3.0, 1.0, 8.0]}
+    assert peers.ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
+    with pytest.raises(ValueError, match="shorter"):
+        peers.ratios([1.0], [])
+
+
+def test_the_result_compares_round_by_round(peers: ModuleType) -> None:
+    chosen = {name: peers.PEERS[name] for name in ("thumbnet", "torch", "resnet18")}
+    resnet = [{"measure": "versions", "torch": "2.13"}, {"measure": "step", "images_per_second": 80.0}]
+    lines = {
+        "thumbnet": {2: [turn(4000.0), turn(3000.0), turn(5000.0)], 1: [turn(2000.0)[:4]] * 3},
+        "torch": {2: [turn(500.0), turn(600.0), turn(500.0)], 1: [turn(250.0)[:4]] * 3},
+        "resnet18": {2: [resnet] * 3},
+    }
+    result = peers.result_of(chosen, lines, 3, 2.0)
+    assert json.loads(json.dumps(result)) == result
+    torch = result["peers"]["torch"]
+    # By round 8, 5 and 10 times: not the ratio of the medians.
+    assert torch["thumbnet_times"]["whole"]["values"] == [8.0, 5.0, 10.0]
+    assert torch["thumbnet_times"]["whole"]["median"] == 8.0
+    assert torch["scaling"]["values"] == [2.0, 2.4, 2.0]
+    assert torch["versions"] == {"python": "3.11", "torch": "2.13"}
+    assert set(torch["cores"]["1"]) == {"start_seconds", "whole", "memory_mib"}
+    assert "thumbnet_times" not in result["peers"]["thumbnet"]
+    assert "scaling" not in result["peers"]["resnet18"]
+    assert result["peers"]["resnet18"]["estimated_hours_to_96_percent"] == pytest.approx(33.6, rel=0.01)
+
+
+def test_the_estimate_for_resnet18_by_hand(peers: ModuleType) -> None:
+    # 32.3e15 operations at 6 x 0.5567e9 a picture are 9.67 million pictures: at 1,000 a second, 2.69 hours.
+    assert peers.resnet18_hours(1000.0) == pytest.approx(2.69, abs=0.005)
+
+
+def test_a_plot_is_drawn(peers: ModuleType) -> None:
+    chosen = {name: peers.PEERS[name] for name in ("thumbnet", "torch")}
+    lines = {name: {2: [turn(400.0), turn(500.0)], 1: [turn(200.0)[:4]] * 2} for name in chosen}
+    assert peers.plot(peers.result_of(chosen, lines, 2, 2.0)).startswith(b"\x89PNG")
+
+
+def test_every_peer_has_its_script_and_pinned_packages(peers: ModuleType) -> None:
+    for peer in peers.PEERS.values():
+        assert (FOLDER / "peers" / peer.script).exists()
+        if peer.requirements:
+            lines = (FOLDER / "peers" / peer.requirements).read_text().splitlines()
+            assert all("==" in line for line in lines if not line.startswith("#"))
+            assert any("==" in line for line in lines)
+
+
+def test_for_scaling_the_whole_alone_is_measured(peers: ModuleType) -> None:
+    command = peers.command_of(peers.PEERS["timm"], "python", data=Path("d"), seconds=2.0, scaling=True)
+    assert command[2:] == ["--data", "d", "--seconds", "2.0", "--measures", "whole", "--precision", "bf16"]
+    command = peers.command_of(peers.PEERS["resnet18"], "python", data=Path("d"), seconds=2.0, scaling=False)
+    assert command[command.index("--measures") + 1] == "step"
+
+
+def test_a_peer_that_fails_is_shown(peers: ModuleType) -> None:
+    core = sorted(os.sched_getaffinity(0))[:1]
+    with pytest.raises(SystemExit, match=r"(?s)out of order.*ended with 3"):
+        peers.run([sys.executable, "-c", "import sys; print('out of order', file=sys.stderr); sys.exit(3)"], core)
+
+
+def test_a_peer_runs_on_its_cores(peers: ModuleType) -> None:
+    core = sorted(os.sched_getaffinity(0))[:1]
+    program = "import os, json; print(json.dumps({'measure': 'cores', 'cores': sorted(os.sched_getaffinity(0))}))"
+    assert peers.run([sys.executable, "-c", program], core) == [{"measure": "cores", "cores": core}]
+
+
+def test_speed_is_calls_over_time_without_the_warm_up(measure: ModuleType) -> None:
+    pauses = iter([0.2, *[0.01] * 1000])
+    speed = measure.images_per_second(lambda: time.sleep(next(pauses)), 0.05, images=10, warm_up=1)
+    assert 0 < speed <= 1000
+    calls = []
+    measure.images_per_second(lambda: calls.append(1), 0.0, warm_up=2)
+    assert len(calls) == 2 + measure.LEAST_CALLS
+
+
+def test_records_as_every_peer_reads_them(measure: ModuleType, tmp_path: Path) -> None:
+    records = np.random.default_rng(0).integers(0, 256, (4, 3073), np.uint8)
+    records[:2].tofile(tmp_path / "one.bin")
+    records[2:].tofile(tmp_path / "two.bin")
+    images, labels = measure.read_records([tmp_path / "one.bin", tmp_path / "two.bin"])
+    assert images.shape == (4, 3, 32, 32)
+    assert labels.tolist() == records[:, 0].tolist()
+    assert images[3, 2, 31, 31] == records[3, -1]
+
+
+def test_memory_of_a_process_and_its_children(measure: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  2048 kB\nVmRSS:\t 1024 kB\n")
+    (tmp_path / "smaps_rollup").write_text(
+        "Rss: 900 kB\nPrivate_Clean:  256 kB\nPrivate_Dirty: 256 kB\nShared_Dirty: 1 kB\n"
+    )
+    assert measure.peak_mib(tmp_path) == 2.0
+    assert measure.private_mib(tmp_path) == 0.5
+    assert measure.private_mib(tmp_path / "gone") == 0.0
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert Path(f"/proc/{child.pid}") in measure.children()
+    finally:
+        child.communicate(b"\n")
+
+
+def test_thumbnets_window_is_between_two_steps(measure: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "measure", measure)
+    script = load(FOLDER / "peers" / "run_thumbnet.py")
+    rows = [{"step": 1, "train_s": 2.0}, {"step": 20, "train_s": 3.0}, {"step": 220, "train_s": 8.0}]
+    assert script.speed_between(rows, 20, 220) == 200 * 128 / 5.0
