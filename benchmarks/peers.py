@@ -297,9 +297,8 @@ def plot(result: dict[str, Any]) -> bytes:
     """Draw training as a whole, the step alone and the input alone, a panel each, a bar for each peer."""
     from thumbnet.evaluation.plots import empty_figure, png_of
 
-    figure = empty_figure(
-        11, 3.9, f"batch {result['batch_size']}, images/s: medians and range of {result['rounds']} rounds"
-    )
+    heading = f"images/s, batch {result['batch_size']}, medians and range of {result['rounds']} rounds; grey: one core"
+    figure = empty_figure(11, 3.9, heading)
     titles = {"whole": "training as a whole", "step": "training step alone", "input": "input alone"}
     rows = {name: peer for name, peer in result["peers"].items() if "resnet" not in name}
     for axes, (measure, title) in zip(figure.subplots(1, 3, sharey=True), titles.items(), strict=True):
@@ -310,6 +309,8 @@ def plot(result: dict[str, Any]) -> bytes:
 
 def draw_bars(axes: Axes, rows: dict[str, Any], measure: str) -> None:
     """Draw one figure of all peers, on all cores and, where it was measured, on one."""
+    from matplotlib.ticker import MaxNLocator
+
     from thumbnet.evaluation.plots import BLUE, GRID, INK, MUTED, ORANGE
 
     for position, (name, peer) in enumerate(rows.items()):
@@ -322,8 +323,7 @@ def draw_bars(axes: Axes, rows: dict[str, Any], measure: str) -> None:
             errors = [[found["median"] - found["lowest"]], [found["highest"] - found["median"]]]
             height = 0.42 if offset == 0 else 0.22
             at = position - 0.16 if offset == 0 else position + 0.2
-            label = f"{cores} cores" if name == "tensorflow" else None
-            axes.barh(at, found["median"], height, color=color, xerr=errors, ecolor=INK, label=label)
+            axes.barh(at, found["median"], height, color=color, xerr=errors, ecolor=INK)
             axes.annotate(
                 f" {found['median']:,.0f}", (found["highest"], at), va="center", fontsize=8, color=INK, clip_on=False
             )
@@ -333,6 +333,9 @@ def draw_bars(axes: Axes, rows: dict[str, Any], measure: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.margins(x=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.tick_params(labelsize=8.5)
 
 
 if __name__ == "__main__":
