@@ -92,13 +92,11 @@ def test_debug_shows_the_traceback(arguments: list[str], capsys: pytest.CaptureF
 def test_a_signal_before_the_first_step_leaves_no_run(
     number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from thumbnet import data
-
     def interrupted(*_: object, **__: object) -> None:
         signal.raise_signal(number)
         raise AssertionError("the signal should have ended the command")
 
-    monkeypatch.setattr(data, "load_splits", interrupted)
+    monkeypatch.setattr("thumbnet.training.whole.load_splits", interrupted)
     # A test run in the background has SIGINT ignored from its start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

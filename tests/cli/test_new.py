@@ -1,0 +1,127 @@
+"""A project as a user makes it and runs it."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from thumbnet.cli.main import main
+from thumbnet.config import load_preset, load_recipe
+
+
+@pytest.fixture
+def project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    folder = tmp_path / "my flowers"
+    assert main(["new", str(folder)]) == 0
+    assert f"cd '{folder}'" in capsys.readouterr().out
+    return folder
+
+
+@pytest.fixture
+def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, a cache of its own, few shapes."""
+    monkeypatch.setattr("thumbnet.data.cache_dir", lambda data_dir: data_dir or tmp_path / "cache")
+    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda: 1)
+    monkeypatch.setattr("thumbnet.data.shapes.TRAIN_COUNT", 100)
+    monkeypatch.setattr("thumbnet.data.shapes.TEST_COUNT", 50)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_what_is_written(project: Path):
+    files = {str(path.relative_to(project)) for path in project.rglob("*")}
+    assert files == {"train.py", "recipe.toml", "README.md", ".gitignore", "pictures", "pictures/.gitkeep"}
+    assert (project / "README.md").read_text().startswith("# my flowers\n")
+    assert len((project / "train.py").read_text().splitlines()) < 60
+
+
+def test_the_recipe_is_quick_with_smaller_batches(project: Path):
+    recipe, quick = load_recipe(project / "recipe.toml"), load_preset("quick")
+    assert (recipe.model, recipe.distort, recipe.schedule) == (quick.model, quick.distort, quick.schedule)
+    share = recipe.input.batch_size / quick.input.batch_size
+    for layer, rate in quick.optimizer.rates.items():
+        assert recipe.optimizer.rates[layer] == pytest.approx(rate * share, rel=0.01)
+
+
+@pytest.mark.usefixtures("_small")
+def test_it_runs_as_written_on_pictures(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    rng = np.random.default_rng(0)
+    for name, colour in (("daisy", (230, 220, 40)), ("tulip", (200, 20, 60))):
+        (project / "pictures" / name).mkdir()
+        for number in range(20):
+            pixels = np.clip(np.array(colour) + rng.integers(-40, 40, (40, 36 + number, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(project / "pictures" / name / f"{number}.jpg")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    runpy.run_path(str(project / "train.py"), run_name="__main__")
+    output = capsys.readouterr()
+    assert "test accuracy, average weights:  100.00 %" in output.out
+    assert "daisy            precision 100%, recall 100%, 2 pictures" in output.out
+    assert "tulip: looks like tulip" in output.out
+    assert "batches of 16, 200 steps" in output.err
+    (run,) = (project / "runs").iterdir()
+    assert json.loads((run / "result.json").read_text())["steps"] == 200
+
+
+@pytest.mark.usefixtures("_small")
+def test_it_runs_on_the_shapes(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    recipe = project / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("epochs = 20", "epochs = 2"))
+    monkeypatch.setattr(sys, "argv", ["train.py", "shapes"])
+    runpy.run_path(str(project / "train.py"), run_name="__main__")
+    output = capsys.readouterr()
+    assert "test accuracy, raw weights:" in output.out
+    assert output.out.count("looks like") == 5
+
+
+def test_without_pictures_the_script_says_where_they_go(project: Path):
+    script = [sys.executable, str(project / "train.py")]
+    process = subprocess.run(script, capture_output=True, text=True, check=False, env={**os.environ, "PWD": "/"})
+    assert process.returncode == 3
+    assert process.stderr.startswith(f"error: {project}/pictures: no pictures in it")
+    assert "one folder per class" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_an_empty_folder_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", ".", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"][0] == "train.py"
+    assert (tmp_path / "README.md").read_text().startswith(f"# {tmp_path.name}\n")
+
+
+def test_nothing_is_overwritten(project: Path, capsys: pytest.CaptureFixture[str]):
+    (project / "train.py").write_text("mine")
+    assert main(["new", str(project)]) == 2
+    assert "is not empty, and nothing is overwritten" in capsys.readouterr().err
+    assert (project / "train.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["-x", ".hidden", " ", "a\nb", "tab\t", "a\0b"])
+def test_names_that_are_none(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "--", name]) == 2
+    assert "not a name for a project" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_where_nothing_can_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").write_text("")
+    assert main(["new", str(tmp_path / "file")]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert main(["new", str(tmp_path / "file" / "below")]) == 2
+    assert "cannot write a project there: Not a directory" in capsys.readouterr().err
+    assert main(["new"]) == 2
+    assert main(["new", "a", "b"]) == 2
