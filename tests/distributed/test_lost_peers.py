@@ -8,7 +8,7 @@ from thumbnet.distributed.replicas import _is_communication_failure
     "error",
     [
         # As gloo words them: on the replica that waits for the lost one, on one that waits for that, at a reset.
-        RuntimeError("[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 10000ms for recv"),
+        RuntimeError("[../third_party/gloo/gloo/transport/tcp/buffer.cc:78] Timed out waiting 10000ms for recv"),
         RuntimeError("Application timeout caused pair closure"),
         RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:43121"),
         dist.DistNetworkError("The client socket has timed out"),
