@@ -69,3 +69,17 @@ def test_a_checkpoint_of_classic_holds_weights_and_averages(inputs) -> None:
     found = inputs.save_time()
     assert found["bytes"] == pytest.approx(2 * 4 * 1_068_298, rel=0.01)
     assert found["seconds"] > 0
+
+
+def test_the_step_of_a_preset_in_parts(inputs, monkeypatch) -> None:
+    monkeypatch.setattr(inputs, "ROUNDS", 1)
+    threads = torch.get_num_threads()
+    try:
+        found = inputs.measure_step("classic")
+    finally:
+        torch.set_num_threads(threads)
+    assert [step["images"] for step in found["steps"]] == [128, 64, 32, 16, 8, 4]
+    assert all(step["processor_s"] > 0 for step in found["steps"])
+    assert sum(gradient["bytes"] for gradient in found["gradients"]) == 4 * 1_068_298
+    assert {gradient["name"].partition(".")[0] for gradient in found["gradients"][:2]} == {"softmax_linear"}
+    assert {gradient["name"].partition(".")[0] for gradient in found["gradients"][-2:]} == {"conv1"}
