@@ -26,7 +26,7 @@ MATRIX_SIDE = 4096
 STEPS = 4
 """Steps of one round of the step measurement."""
 ROUNDS = 3
-VIEWS = {"one": 0, "mirror": 2, "shifts": 6}
+VIEWS = {"one": 0, "mirror": 2, "shifts": 6, "corners": 10}
 """Passes that the multi-view figure takes."""
 
 

@@ -57,8 +57,9 @@ class DistortConfig:
     order: Literal["fixed", "random"] = "fixed"
     """Brightness before contrast, or either first at random, as the tutorial suggests. Both orders give the same
     pictures, since contrast turns about the picture's own mean and nothing is clipped in between."""
-    standardize: Literal["image", "dataset"] = "image"
-    """Per-image standardization, or the mean and deviation of each channel over the CIFAR-10 training set."""
+    standardize: Literal["image", "dataset", "mean"] = "image"
+    """Per-image standardization; or by the mean and deviation of each channel over the CIFAR-10 training set; or that
+    mean taken out alone, which leaves the scale 0..255 (cuda-convnet)."""
     cutout: int = 0
     """Side of a square set to the mean at a random place (training only); 0 for none."""
 
@@ -113,12 +114,15 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Learning rate over training, as a factor of the peak."""
 
-    name: Literal["staircase", "piecewise"] = "staircase"
-    """`staircase`: times `factor` every `every_epochs`. `piecewise`: linear between `points`."""
+    name: Literal["staircase", "piecewise", "stairs"] = "staircase"
+    """`staircase`: times `factor` every `every_epochs`. `piecewise`: linear between `points`. `stairs`: times `factor`
+    at each epoch of `at_epochs`."""
     every_epochs: float = 350.0
     """Epochs of one stair."""
     factor: float = 0.1
     """Factor of one stair."""
+    at_epochs: tuple[float, ...] = ()
+    """Epochs, rising, at which the stairs of `stairs` are."""
     points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 0.0))
     """(fraction of training, factor) pairs, fractions rising from 0 to 1."""
 
@@ -135,9 +139,10 @@ class AverageConfig:
 class EvaluationConfig:
     """How a trained network is asked about a picture."""
 
-    views: Literal["one", "mirror", "shifts"] = "one"
+    views: Literal["one", "mirror", "shifts", "corners"] = "one"
     """What the multi-view figure averages over, reported beside the single-view one: `one` reports none, `mirror` takes
-    the picture and its mirror image, `shifts` also both moved by one pixel, up left and down right (airbench)."""
+    the picture and its mirror image, `shifts` also both moved by one pixel, up left and down right (airbench),
+    `corners` the four corners and the centre of what training crops from, and their mirror images (cuda-convnet)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +220,8 @@ class Recipe:
         _limit("train.label_smoothing", self.train.label_smoothing, 0, 1, below=True)
         _limit("schedule.every_epochs", self.schedule.every_epochs, 1e-6)
         _limit("schedule.factor", self.schedule.factor, 0, 1)
+        for epoch in self.schedule.at_epochs:
+            _limit("schedule.at_epochs", epoch, 0)
         _limit("average.decay", self.average.decay, 0, 1, below=True)
         for name in (
             "steps",
@@ -235,6 +242,10 @@ class Recipe:
             raise UsageError("the length of the training is missing: give steps, epochs or a time limit")
         if self.optimizer.nesterov and not self.optimizer.momentum:
             raise UsageError("optimizer.nesterov needs optimizer.momentum above 0")
+        if list(self.schedule.at_epochs) != sorted(set(self.schedule.at_epochs)):
+            raise UsageError(f"schedule.at_epochs must rise, found {list(self.schedule.at_epochs)}")
+        if self.schedule.name == "stairs" and not self.schedule.at_epochs:
+            raise UsageError("schedule.name is 'stairs': schedule.at_epochs must name at least one epoch")
         fractions = [fraction for fraction, _ in self.schedule.points]
         if len(fractions) < 2 or fractions[0] != 0 or fractions[-1] != 1 or sorted(set(fractions)) != fractions:
             raise UsageError(f"schedule.points: fractions must rise from 0 to 1, found {fractions}")

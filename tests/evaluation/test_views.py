@@ -1,8 +1,14 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from thumbnet.evaluation.views import ViewAverage
+from thumbnet.config import DistortConfig
+from thumbnet.engine import resolve_precision
+from thumbnet.evaluation.evaluate import evaluate_weights
+from thumbnet.evaluation.views import CornerViews, ViewAverage, over_views
 
 
 class Corner(nn.Module):
@@ -39,3 +45,49 @@ def test_a_network_blind_to_moves_answers_the_same() -> None:
 
 def test_answers_are_float32() -> None:
     assert ViewAverage(Corner().bfloat16(), "mirror")(picture().bfloat16()).dtype == torch.float32
+
+
+class Bright(nn.Module):
+    """Finds class 1 likelier the brighter the middle of its 3x3 input is, so that every crop is told apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.01))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        assert images_NCHW.shape[-2:] == (3, 3)
+        middle = images_NCHW[:, 0, 1, 1] * self.scale
+        return torch.stack([torch.zeros_like(middle), middle], dim=1)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_corners_are_four_corners_and_the_centre_with_equal_probability() -> None:
+    # Of a 5x5 picture with values 0..24 the middles of the 3x3 corners are 6, 8, 16, 18, that of the centre 12; a
+    # mirrored crop has the same middle.
+    answer = CornerViews(Bright(), crop=3, pad=0)(picture()).softmax(1)[0, 1].item()
+    assert answer == pytest.approx(sum(sigmoid(0.01 * middle) for middle in (6, 8, 16, 18, 12)) / 5)
+
+
+def test_corners_reach_into_the_border_that_training_has() -> None:
+    # A 3x3 picture in a border of 1 has its corner crops' middles on the picture's own corners.
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    answer = CornerViews(Bright(), crop=3, pad=1)(image).softmax(1)[0, 1].item()
+    assert answer == pytest.approx(sum(sigmoid(0.01 * middle) for middle in (0, 2, 6, 8, 4)) / 5)
+
+
+def test_corners_are_cut_out_of_whole_pictures(pictures) -> None:
+    dataset = pictures(2, side=5)
+    dataset.class_names, dataset.labels = ("dark", "bright"), np.array([1, 0])
+    dataset.images[:] = 0
+    dataset.images[0, 1, 1] = 255  # in the middle of the top left crop alone
+    distort = DistortConfig(crop=3, standardize="mean", flip="none")
+    network = Bright()
+    network.scale.data.fill_(1.0)
+    asked, whole = over_views(network, distort, "corners", dataset.image_shape)
+    metrics = evaluate_weights(asked, dataset, whole, precision=resolve_precision("fp32"))
+    # Probability of class 1: one crop sure, four sure of the opposite: 1/5 for the first, 0 for the second picture.
+    assert metrics.loss == pytest.approx(-math.log(1 / 5) / 2, rel=1e-3)
+    assert metrics.accuracy == 0.5

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from thumbnet.kernels import load_library
 from thumbnet.models import layers
-from thumbnet.models.layers import LocalResponseNorm, SameMaxPool, band_sum, same_padding
+from thumbnet.models.layers import (
+    LocallyConnected,
+    LocalResponseNorm,
+    MapResponseNorm,
+    SameMaxPool,
+    band_sum,
+    same_padding,
+)
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 
@@ -166,3 +173,127 @@ def test_nan_reaches_the_output(layer: torch.nn.Module) -> None:
 def test_band_sum_counts_neighbours() -> None:
     sums = band_sum(torch.ones(1, 5, 1, 1), 1).flatten()
     assert sums.tolist() == [2, 3, 3, 3, 2]
+
+
+def map_norm_by_loops(x_HW: np.ndarray, size: int, alpha: float) -> np.ndarray:
+    """cuda-convnet's response normalization of one map, from its definition, in float64."""
+    y, reach = np.empty(x_HW.shape), size // 2
+    for row, column in np.ndindex(*x_HW.shape):
+        window = x_HW[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
+        y[row, column] = x_HW[row, column] / (1 + alpha * (window.astype(float) ** 2).sum()) ** 0.75
+    return y
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    height=st.integers(1, 8),
+    width=st.integers(1, 8),
+    size=st.sampled_from([1, 3, 5]),
+    alpha=st.sampled_from([5e-5 / 9, 0.1]),
+    scale=st.sampled_from([1e-3, 1.0, 100.0]),
+)
+def test_map_norm_is_cuda_convnets(height: int, width: int, size: int, alpha: float, scale: float) -> None:
+    x = channels_last(2, 3, height, width, seed=height) * scale
+    y = MapResponseNorm(size=size, alpha=alpha)(x).numpy()
+    for n, c in np.ndindex(2, 3):
+        np.testing.assert_allclose(y[n, c], map_norm_by_loops(x[n, c].numpy(), size, alpha), rtol=5e-6)
+
+
+def test_map_norm_has_the_gradient_of_its_values() -> None:
+    # Its values are float32 by design, so differences are taken over a wide step, where they are well above rounding.
+    x = channels_last(2, 2, 4, 4).requires_grad_()
+    layer, gradient = MapResponseNorm(size=3, alpha=0.1), channels_last(2, 2, 4, 4, seed=5)
+    layer(x).backward(gradient)
+    assert x.grad is not None
+    for place in ((0, 0, 0, 0), (1, 1, 2, 3), (0, 1, 1, 1)):
+        up, down = x.detach().clone(), x.detach().clone()
+        up[place] += 1e-2
+        down[place] -= 1e-2
+        slope = ((layer(up) - layer(down)) * gradient).sum().item() / 2e-2
+        assert x.grad[place].item() == pytest.approx(slope, rel=1e-2, abs=1e-3)
+
+
+def test_map_norm_keeps_its_type_and_a_tiny_alpha() -> None:
+    x = torch.full((1, 1, 3, 3), 256.0, dtype=torch.bfloat16)
+    y = MapResponseNorm(size=3, alpha=5e-5 / 9)(x)
+    assert y.dtype == torch.bfloat16
+    assert y[0, 0, 1, 1].item() == pytest.approx(256 / (1 + 5e-5 / 9 * 9 * 256**2) ** 0.75, rel=2**-8)
+
+
+def local_by_loops(x_CHW: np.ndarray, layer: LocallyConnected) -> np.ndarray:
+    """A locally connected layer on one picture, from its definition, in float64."""
+    channels, height, width = x_CHW.shape
+    kernel, reach = layer.kernel, layer.kernel // 2
+    weight = layer.weight.detach().double().numpy().reshape(height, width, kernel, kernel, channels, layer.outputs)
+    y = layer.bias.detach().double().numpy().reshape(height, width, layer.outputs).copy()
+    for row, column, dy, dx in np.ndindex(height, width, kernel, kernel):
+        from_row, from_column = row + dy - reach, column + dx - reach
+        if 0 <= from_row < height and 0 <= from_column < width:
+            y[row, column] += x_CHW[:, from_row, from_column] @ weight[row, column, dy, dx]
+    return y.transpose(2, 0, 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(1, 5),
+    inputs=st.integers(1, 6),
+    outputs=st.integers(1, 6),
+    side=st.integers(1, 6),
+    kernel=st.sampled_from([1, 3, 5]),
+    contiguous=st.booleans(),
+)
+def test_locally_connected_by_loops(
+    count: int, inputs: int, outputs: int, side: int, kernel: int, contiguous: bool
+) -> None:
+    torch.manual_seed(side)
+    layer = LocallyConnected(inputs, outputs, kernel=kernel, side=side, std=0.5)
+    torch.nn.init.normal_(layer.bias)
+    x = channels_last(count, inputs, side, side, seed=count)
+    y = layer(x.contiguous() if contiguous else x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    for n in range(count):
+        expected = local_by_loops(x[n].double().numpy(), layer)
+        np.testing.assert_allclose(y[n].detach().numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_locally_connected_has_the_gradient_of_its_values() -> None:
+    torch.manual_seed(0)
+    layer = LocallyConnected(2, 3, kernel=3, side=4, std=0.5).double()
+    x = channels_last(2, 2, 4, 4).double().requires_grad_()
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+        return result
+
+    assert torch.autograd.gradcheck(run, (x, layer.weight, layer.bias), fast_mode=True)
+
+
+def test_locally_connected_runs_in_fast_arithmetic_under_autocast() -> None:
+    torch.manual_seed(0)
+    layer = LocallyConnected(64, 32, kernel=3, side=6, std=0.04)
+    x = channels_last(16, 64, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fast = layer(x)
+    assert fast.dtype == torch.bfloat16
+    torch.testing.assert_close(fast.float(), layer(x), rtol=2e-2, atol=2e-2)
+
+
+def test_with_the_same_weights_everywhere_it_is_a_convolution() -> None:
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(4, 5, 3, padding=1)
+    layer = LocallyConnected(4, 5, kernel=3, side=7, std=0.1)
+    shared = convolution.weight.detach().permute(2, 3, 1, 0).reshape(1, 36, 5)
+    with torch.no_grad():
+        layer.weight.copy_(shared.expand(49, -1, -1))
+        assert convolution.bias is not None
+        layer.bias.copy_(convolution.bias.repeat(49))
+    x = channels_last(3, 4, 7, 7)
+    torch.testing.assert_close(layer(x), convolution(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, 2, 4])
+def test_even_windows_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="odd"):
+        MapResponseNorm(size=size, alpha=1.0)
+    with pytest.raises(ValueError, match="odd"):
+        LocallyConnected(1, 1, kernel=size, side=4, std=1.0)

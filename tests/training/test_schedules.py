@@ -23,3 +23,11 @@ def test_a_stair_on_a_step_is_not_missed_by_rounding() -> None:
 def test_piecewise_is_linear_between_its_points(progress: float, expected: float) -> None:
     config = ScheduleConfig(name="piecewise", points=((0, 0.2), (0.23, 1), (1, 0.07)))
     assert rate_factor(config, progress=progress, epoch=99) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"), [(0, 1), (119.99, 1), (120, 0.1), (129.9, 0.1), (130, 0.01), (500, 0.01)]
+)
+def test_stairs_are_where_they_are_named(epoch: float, expected: float) -> None:
+    config = ScheduleConfig(name="stairs", at_epochs=(120, 130), factor=0.1)
+    assert rate_factor(config, progress=0, epoch=epoch) == pytest.approx(expected)

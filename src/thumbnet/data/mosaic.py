@@ -111,10 +111,14 @@ def caption(distort: DistortConfig, views: int) -> str:
         parts.append(f"contrast {distort.contrast[0]:g} to {distort.contrast[1]:g}")
     if distort.cutout:
         parts.append(f"{distort.cutout}x{distort.cutout} cut-outs")
-    scale = {"image": "by picture", "dataset": "by data set"}[distort.standardize]
+    scale = {
+        "image": "standardized by picture",
+        "dataset": "standardized by data set",
+        "mean": "the data set's mean taken out",
+    }[distort.standardize]
     return (
         f"Left: the picture. Right: as the network sees it in {views} epochs - {', '.join(parts)};\n"
-        f"standardized {scale}, shown from {SHOWN_DEVIATIONS:g} deviations below each picture's mean to as many above."
+        f"{scale}, shown from {SHOWN_DEVIATIONS:g} deviations below each picture's mean to as many above."
     )
 
 

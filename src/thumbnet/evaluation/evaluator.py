@@ -20,7 +20,7 @@ from thumbnet.engine import Precision, device
 from thumbnet.errors import CheckpointError, UsageError
 from thumbnet.evaluation.evaluate import BATCH_SIZE, evaluate_weights
 from thumbnet.evaluation.metrics import Metrics, Weights
-from thumbnet.evaluation.views import ViewAverage
+from thumbnet.evaluation.views import over_views
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import NewerFormatError, fit_state, folder_name, load_weights, read_manifest
 from thumbnet.runs.facts import check_classes, facts_of, is_same_data, read_facts
@@ -219,15 +219,13 @@ class Evaluator:
         for weights, tensors in loaded.items():
             fit_state(self._model, tensors, f"{self.run.path}, step {step}, {weights} weights")
             evaluate = functools.partial(
-                evaluate_weights,
-                dataset=self.dataset,
-                distort=self.run.recipe.distort,
-                precision=self.precision,
-                batch_size=self.batch_size,
+                evaluate_weights, dataset=self.dataset, precision=self.precision, batch_size=self.batch_size
             )
-            metrics[weights] = evaluate(self._model)
+            distort = self.run.recipe.distort
+            metrics[weights] = evaluate(self._model, distort=distort)
             if views != "one":
-                view_accuracy[weights] = evaluate(ViewAverage(self._model, views)).accuracy
+                asked, whole = over_views(self._model, distort, views, self.dataset.image_shape)
+                view_accuracy[weights] = evaluate(asked, distort=whole).accuracy
         return Evaluation(
             run=self.run.path,
             step=step,

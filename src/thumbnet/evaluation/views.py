@@ -1,10 +1,12 @@
-"""Test-time views: a network is asked about a picture, its mirror image, and both moved by a pixel.
+"""Test-time views: a network is asked about a picture, its mirror image, and both moved.
 
-The figure over views stands beside the single-view one, never in its place: it costs two or six passes.
+The figure over views stands beside the single-view one, never in its place: it costs two to ten passes.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -12,7 +14,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Views = Literal["one", "mirror", "shifts"]
+from thumbnet.config import DistortConfig
+
+Views = Literal["one", "mirror", "shifts", "corners"]
+
+
+def over_views(
+    model: nn.Module, distort: DistortConfig, views: Views, image_shape: tuple[int, int, int]
+) -> tuple[nn.Module, DistortConfig]:
+    """Return a network that answers with what another says to views of each picture, and the input that it takes.
+
+    Args:
+        model: the network asked about each view.
+        distort: its input.
+        views: which views.
+        image_shape: (height, width, channels) of the data set's pictures.
+    """
+    if views != "corners":
+        return ViewAverage(model, views), distort
+    # The views are cut out of the whole picture, with the border that training draws its crops from.
+    whole = dataclasses.replace(distort, crop=min(image_shape[:2]), cutout=0)
+    return CornerViews(model, crop=distort.crop, pad=distort.pad), whole
+
+
+class CornerViews(nn.Module):
+    """A network's probabilities averaged over ten crops: the corners, the centre, and their mirror images.
+
+    Pictures [N, C, H, W] are padded by `pad` with their reflected border, as in training. The answer is the logarithm
+    of the mean probability, which serves as logits. Source: cuda-convnet's multi-view test.
+    """
+
+    def __init__(self, model: nn.Module, *, crop: int, pad: int) -> None:
+        super().__init__()
+        self.model, self.crop, self.pad = model, crop, pad
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Return float32 logits [N, classes]; images are standardized as the network's input but whole."""
+        padded = F.pad(images_NCHW, (self.pad,) * 4, mode="reflect") if self.pad else images_NCHW
+        bottom, right = (side - self.crop for side in padded.shape[-2:])
+        places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+        log_probabilities = [
+            _ask(self.model, view).log_softmax(1)
+            for top, left in places
+            for crop in [padded[..., top : top + self.crop, left : left + self.crop]]
+            for view in (crop, crop.flip(3))
+        ]
+        return torch.stack(log_probabilities).logsumexp(0)
 
 
 class ViewAverage(nn.Module):
@@ -23,27 +70,27 @@ class ViewAverage(nn.Module):
     (KellerJordan/cifar10-airbench).
     """
 
-    def __init__(self, model: nn.Module, views: Views) -> None:
+    def __init__(self, model: nn.Module, views: Literal["one", "mirror", "shifts"]) -> None:
         super().__init__()
         self.model, self.views = model, views
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return float32 logits [N, classes]; images are as for the network itself."""
+        ask = functools.partial(_ask, self.model)
         if self.views == "one":
-            return self._ask(images_NCHW)
-        centre = mirrored_mean(self._ask, images_NCHW)
+            return ask(images_NCHW)
+        centre = mirrored_mean(ask, images_NCHW)
         if self.views == "mirror":
             return centre
         height, width = images_NCHW.shape[-2:]
         padded = F.pad(images_NCHW, (1, 1, 1, 1), mode="reflect")
-        moved = [
-            mirrored_mean(self._ask, padded[..., start : start + height, start : start + width]) for start in (0, 2)
-        ]
+        moved = [mirrored_mean(ask, padded[..., start : start + height, start : start + width]) for start in (0, 2)]
         return 0.5 * centre + 0.25 * (moved[0] + moved[1])
 
-    def _ask(self, images_NCHW: Tensor) -> Tensor:
-        logits: Tensor = self.model(images_NCHW.contiguous(memory_format=torch.channels_last))
-        return logits.float()
+
+def _ask(model: nn.Module, images_NCHW: Tensor) -> Tensor:
+    logits: Tensor = model(images_NCHW.contiguous(memory_format=torch.channels_last))
+    return logits.float()
 
 
 def mirrored_mean(ask: Callable[[Tensor], Tensor], images_NCHW: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ def _adjust(
         divisor_NC = np.maximum(deviation_N1, 1 / np.sqrt(channels * height * width))
     else:
         level_NC = mean_NC + brightness_N[:, None] - 255 * np.array(DATASET_MEAN)
-        divisor_NC = 255 * np.array(DATASET_STD)[None, :]
+        divisor_NC = 255 * np.array(DATASET_STD)[None, :] if config.standardize == "dataset" else np.ones((1, 1))
     # (contrast (x - mean) + level) / divisor
     scale_NC = contrast_N1 / divisor_NC
     shift_NC = level_NC / divisor_NC - rest_NC * scale_NC

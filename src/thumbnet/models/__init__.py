@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from thumbnet.config import ModelConfig
 from thumbnet.errors import UsageError, did_you_mean
 from thumbnet.models.classic import build_classic
+from thumbnet.models.cuda_convnet import build_cuda_convnet
 from thumbnet.models.speed import build_speed
 from thumbnet.models.timm import PREFIX, build_timm
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"classic": build_classic, "speed": build_speed}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "classic": build_classic,
+    "cuda-convnet": build_cuda_convnet,
+    "speed": build_speed,
+}
 
 
 @runtime_checkable

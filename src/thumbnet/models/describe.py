@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from thumbnet.models.layers import LocallyConnected
 from thumbnet.models.speed import Conv3x3, WhiteningConv
 
 
@@ -63,6 +64,8 @@ def _multiply_adds(module: nn.Module, images: Tensor, output: Tensor) -> int:
         return images[0, 0].numel() * module.weight.numel()
     if isinstance(module, WhiteningConv):
         return output[0, 0].numel() * module.weight.numel()
+    if isinstance(module, LocallyConnected):  # every weight is used at one position
+        return module.weight.numel()
     if isinstance(module, nn.Conv2d | nn.Linear):
         per_value = module.weight[0].numel()
         return output[0].numel() * per_value

@@ -1,7 +1,8 @@
-"""Layers that PyTorch lacks, or does with other semantics: TensorFlow's SAME max pool and local response normalization.
+"""Layers that PyTorch lacks, or does with other semantics.
 
-On processors both run as one fused C pass each way where the compiled kernels are at hand, else in plain torch; the two
-agree to rounding.
+TensorFlow's SAME max pool, response normalization across channels and within each map, locally connected layers.
+On processors max pool and normalization across channels run as one fused C pass each way where the compiled kernels are
+at hand, else in plain torch; the two agree to rounding.
 """
 
 from __future__ import annotations
@@ -86,6 +87,66 @@ def band_sum(values_NCHW: Tensor, radius: int) -> Tensor:
     channel = torch.arange(values_NCHW.shape[1], device=values_NCHW.device)
     band_CC = ((channel[:, None] - channel[None, :]).abs() <= radius).to(values_NCHW.dtype)
     return F.conv2d(values_NCHW, band_CC[:, :, None, None])
+
+
+class MapResponseNorm(nn.Module):
+    """Response normalization within each map, as cuda-convnet's `rnorm` defines it.
+
+    y = x / (1 + alpha * sum of x^2 over the `size` x `size` window around the pixel) ^ 0.75, for [N, C, H, W]; outside
+    of the picture is 0. cuda-convnet's `scale` is alpha * size^2.
+    """
+
+    def __init__(self, *, size: int, alpha: float) -> None:
+        super().__init__()
+        if size % 2 == 0:
+            raise ValueError(f"size is {size}: a window around a pixel has an odd size")
+        self.size, self.alpha = size, alpha
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Normalize; the result has the input's type."""
+        # alpha is below 1e-5 and would vanish beside 1 in bf16, so s is float32 whatever the input is.
+        x = images_NCHW.float()
+        window_mean = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
+        r = (1 + self.alpha * self.size**2 * window_mean).rsqrt()
+        return (x * (r * r.sqrt())).to(images_NCHW.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the constants."""
+        return f"size={self.size}, alpha={self.alpha:.3g}"
+
+
+class LocallyConnected(nn.Module):
+    """A convolution whose weights are not shared: every position has a filter bank and biases of its own.
+
+    [N, inputs, side, side] -> [N, outputs, side, side]; the border is padded with zeros so that the side stays. All
+    positions are one batched matrix product, [positions, N, kernel^2 inputs] x [positions, kernel^2 inputs, outputs].
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, side: int, std: float) -> None:
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel is {kernel}: only an odd one keeps the side")
+        self.kernel, self.side, self.outputs = kernel, side, outputs
+        self.weight = nn.Parameter(torch.empty(side * side, kernel * kernel * inputs, outputs))
+        """Rows in the order (row, column, channel) of the patch."""
+        self.bias = nn.Parameter(torch.zeros(side * side * outputs))
+        nn.init.normal_(self.weight, std=std)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Connect; the result is channels-last in memory."""
+        N, C, H, W = images_NCHW.shape
+        margin, taps = self.kernel // 2, range(self.kernel)
+        # Positions first, then pictures: the patches of one position are the rows of one matrix.
+        padded_HWNC = F.pad(images_NCHW.permute(2, 3, 0, 1), (0, 0, 0, 0, margin, margin, margin, margin))
+        patches = torch.cat([padded_HWNC[y : y + H, x : x + W] for y in taps for x in taps], dim=3)
+        patches_PNK = patches.view(H * W, N, self.kernel**2 * C)
+        values_PNO = torch.baddbmm(self.bias.view(H * W, 1, self.outputs), patches_PNK, self.weight)
+        # A copy in the order N, H, W, O: what follows reads it once or more.
+        return values_PNO.transpose(0, 1).contiguous().view(N, H, W, self.outputs).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        """Show sizes."""
+        return f"{self.weight.shape[1] // self.kernel**2}, {self.outputs}, kernel={self.kernel}, side={self.side}"
 
 
 def _kernels_take(images_NCHW: Tensor) -> bool:

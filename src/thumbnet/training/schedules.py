@@ -13,10 +13,12 @@ def rate_factor(config: ScheduleConfig, *, progress: float, epoch: float) -> flo
     Args:
         config: the schedule.
         progress: share of the training that is done, 0 to 1; `piecewise` follows it.
-        epoch: epochs done, fractional; `staircase` follows it.
+        epoch: epochs done, fractional; `staircase` and `stairs` follow it.
     """
+    # An epoch is a float quotient of steps: the tiny allowance keeps a stair that falls on a step at that step.
     if config.name == "staircase":
-        # An epoch is a float quotient of steps: the tiny allowance keeps a stair that falls on a step at that step.
         return config.factor ** int(epoch / config.every_epochs + 1e-9)
+    if config.name == "stairs":
+        return config.factor ** sum(stair <= epoch + 1e-9 for stair in config.at_epochs)
     fractions, factors = zip(*config.points, strict=True)
     return float(np.interp(progress, fractions, factors))

@@ -28,7 +28,7 @@ from thumbnet.evaluation.evaluate import evaluate_weights
 from thumbnet.evaluation.evaluator import Evaluation
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
-from thumbnet.evaluation.views import ViewAverage
+from thumbnet.evaluation.views import over_views
 from thumbnet.input.distort import draw, prepare
 from thumbnet.models import build_model
 from thumbnet.monitor.console import Console
@@ -255,20 +255,23 @@ def evaluate_test(training: Training, test: ImageDataset) -> Evaluation:
     evaluate = functools.partial(
         evaluate_weights,
         dataset=test,
-        distort=run.recipe.distort,
         precision=training.precision,
         replicas=training.replicas,
     )
-    views = run.recipe.evaluation.views
-    asked = {} if views == "one" else models
+    distort, views = run.recipe.distort, run.recipe.evaluation.views
+    asked = (
+        {}
+        if views == "one"
+        else {name: over_views(model, distort, views, test.image_shape) for name, model in models.items()}
+    )
     return Evaluation(
         run=run.path,
         step=state.step,
         split="test",
         limited=False,
         precision=training.precision.name,
-        metrics={name: evaluate(model) for name, model in models.items()},
-        view_accuracy={name: evaluate(ViewAverage(model, views)).accuracy for name, model in asked.items()},
+        metrics={name: evaluate(model, distort=distort) for name, model in models.items()},
+        view_accuracy={name: evaluate(model, distort=whole).accuracy for name, (model, whole) in asked.items()},
     )
 
 
