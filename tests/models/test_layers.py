@@ -184,6 +184,7 @@ def map_norm_by_loops(x_HW: np.ndarray, size: int, alpha: float) -> np.ndarray:
     return y
 
 
+@pytest.mark.usefixtures("engine")
 @settings(max_examples=30, deadline=None)
 @given(
     height=st.integers(1, 8),
@@ -199,20 +200,28 @@ def test_map_norm_is_cuda_convnets(height: int, width: int, size: int, alpha: fl
         np.testing.assert_allclose(y[n, c], map_norm_by_loops(x[n, c].numpy(), size, alpha), rtol=5e-6)
 
 
-def test_map_norm_has_the_gradient_of_its_values() -> None:
-    # Its values are float32 by design, so differences are taken over a wide step, where they are well above rounding.
-    x = channels_last(2, 2, 4, 4).requires_grad_()
-    layer, gradient = MapResponseNorm(size=3, alpha=0.1), channels_last(2, 2, 4, 4, seed=5)
-    layer(x).backward(gradient)
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("shape", [(2, 32, 8, 8), (3, 5, 1, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_map_norm_agrees_with_its_formula_in_value_and_gradient(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = channels_last(*shape, dtype=dtype).mul_(4).requires_grad_()
+    reference = x.detach().double().requires_grad_()
+    channels = shape[1]
+    # The sum over a window is a convolution with ones, one group for each channel.
+    sums = F.conv2d(reference**2, torch.ones(channels, 1, 3, 3).double(), padding=1, groups=channels)
+    expected = reference / (1 + 0.02 * sums) ** 0.75
+    gradient = channels_last(*shape, dtype=dtype, seed=3)
+    y = MapResponseNorm(size=3, alpha=0.02)(x)
+    y.backward(gradient)
+    expected.backward(gradient.double())
     assert x.grad is not None
-    for place in ((0, 0, 0, 0), (1, 1, 2, 3), (0, 1, 1, 1)):
-        up, down = x.detach().clone(), x.detach().clone()
-        up[place] += 1e-2
-        down[place] -= 1e-2
-        slope = ((layer(up) - layer(down)) * gradient).sum().item() / 2e-2
-        assert x.grad[place].item() == pytest.approx(slope, rel=1e-2, abs=1e-3)
+    assert reference.grad is not None
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(x.grad.double(), reference.grad, rtol=4 * tolerance, atol=4 * tolerance)
 
 
+@pytest.mark.usefixtures("engine")
 def test_map_norm_keeps_its_type_and_a_tiny_alpha() -> None:
     x = torch.full((1, 1, 3, 3), 256.0, dtype=torch.bfloat16)
     y = MapResponseNorm(size=3, alpha=5e-5 / 9)(x)

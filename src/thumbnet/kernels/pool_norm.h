@@ -127,3 +127,65 @@ void NAME(lrn_backward)(const VALUE* restrict gradient, const VALUE* restrict in
         }
     }
 }
+
+/* sums[c] <- the sum over the window of `reach` around (y, x), clipped at the borders, of values[.., c]^2. */
+static inline void NAME(window_squares)(const VALUE* restrict values, float* restrict sums, long y, long x, long height,
+                                        long width, long channels, long reach) {
+    for (long c = 0; c < channels; c++) sums[c] = 0;
+    for (long wy = y < reach ? 0 : y - reach; wy <= y + reach && wy < height; wy++)
+        for (long wx = x < reach ? 0 : x - reach; wx <= x + reach && wx < width; wx++) {
+            const VALUE* at = values + (wy * width + wx) * channels;
+            for (long c = 0; c < channels; c++) sums[c] += LOAD(at[c]) * LOAD(at[c]);
+        }
+}
+
+/* y = x * (1 + alpha * window(x^2))^-0.75, the window lying within one channel's map. */
+void NAME(map_norm_forward)(const VALUE* restrict input, VALUE* restrict output, long images, long height, long width,
+                            long channels, long reach, float alpha) {
+#pragma omp parallel for schedule(static)
+    for (long n = 0; n < images; n++) {
+        const VALUE* image = input + n * height * width * channels;
+        VALUE* to = output + n * height * width * channels;
+        float s[MAX_CHANNELS];
+        for (long p = 0; p < height * width; p++) {
+            NAME(window_squares)(image, s, p / width, p % width, height, width, channels, reach);
+            for (long c = 0; c < channels; c++) s[c] = 1 + alpha * s[c];
+            power_minus_three_quarters(s, channels);
+            for (long c = 0; c < channels; c++) to[p * channels + c] = STORE(LOAD(image[p * channels + c]) * s[c]);
+        }
+    }
+}
+
+/* dx = g s^-b - 2 a b x window(g x s^(-b-1)). `inner` has room for the latter's terms, float [images, H, W, C]. */
+void NAME(map_norm_backward)(const VALUE* restrict gradient, const VALUE* restrict input,
+                             VALUE* restrict input_gradient, float* restrict inner, long images, long height,
+                             long width, long channels, long reach, float alpha) {
+#pragma omp parallel for schedule(static)
+    for (long n = 0; n < images; n++) {
+        long start = n * height * width * channels;
+        const VALUE *image = input + start, *g = gradient + start;
+        VALUE* to = input_gradient + start;
+        float *terms = inner + start, s[MAX_CHANNELS], scale[MAX_CHANNELS];
+        for (long p = 0; p < height * width; p++) {
+            NAME(window_squares)(image, s, p / width, p % width, height, width, channels, reach);
+            for (long c = 0; c < channels; c++) scale[c] = s[c] = 1 + alpha * s[c];
+            power_minus_three_quarters(scale, channels);
+            for (long c = 0; c < channels; c++) {
+                long at = p * channels + c;
+                terms[at] = LOAD(g[at]) * LOAD(image[at]) * scale[c] / s[c];
+                to[at] = STORE(LOAD(g[at]) * scale[c]);
+            }
+        }
+        for (long p = 0; p < height * width; p++) {
+            long y = p / width, x = p % width;
+            for (long c = 0; c < channels; c++) s[c] = 0;
+            for (long wy = y < reach ? 0 : y - reach; wy <= y + reach && wy < height; wy++)
+                for (long wx = x < reach ? 0 : x - reach; wx <= x + reach && wx < width; wx++)
+                    for (long c = 0; c < channels; c++) s[c] += terms[(wy * width + wx) * channels + c];
+            for (long c = 0; c < channels; c++) {
+                long at = p * channels + c;
+                to[at] = STORE(LOAD(to[at]) - 2 * 0.75f * alpha * LOAD(image[at]) * s[c]);
+            }
+        }
+    }
+}

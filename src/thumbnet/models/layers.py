@@ -1,8 +1,8 @@
 """Layers that PyTorch lacks, or does with other semantics.
 
 TensorFlow's SAME max pool, response normalization across channels and within each map, locally connected layers.
-On processors max pool and normalization across channels run as one fused C pass each way where the compiled kernels are
-at hand, else in plain torch; the two agree to rounding.
+On processors pooling and normalization run as one fused C pass each way where the compiled kernels are at hand, else in
+plain torch; the two agree to rounding.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ class MapResponseNorm(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Normalize; the result has the input's type."""
+        if _kernels_take(images_NCHW):
+            return _map_norm(images_NCHW, self.size // 2, self.alpha)
         # alpha is below 1e-5 and would vanish beside 1 in bf16, so s is float32 whatever the input is.
         x = images_NCHW.float()
         window_mean = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
@@ -205,8 +207,31 @@ class _ResponseNorm(torch.autograd.Function):
         return input_gradient, None, None, None, None
 
 
+class _MapNorm(torch.autograd.Function):
+    """The C kernels `map_norm_forward` and `map_norm_backward`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reach: int, alpha: float) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        output = torch.empty_like(x)
+        N, C, H, W = x.shape
+        ctx.constants = (N, H, W, C, reach, float(alpha))
+        load_library().call("map_norm_forward", x, output, *ctx.constants)
+        ctx.save_for_backward(x)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        (x,) = ctx.saved_tensors
+        input_gradient, inner = torch.empty_like(x), torch.empty_like(x, dtype=torch.float32)
+        load_library().call("map_norm_backward", gradient, x, input_gradient, inner, *ctx.constants)
+        return input_gradient, None, None
+
+
 _max_pool: Callable[..., Tensor] = _MaxPool.apply
 _response_norm: Callable[..., Tensor] = _ResponseNorm.apply
+_map_norm: Callable[..., Tensor] = _MapNorm.apply
 
 
 def _empty_channels_last(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
