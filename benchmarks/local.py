@@ -80,6 +80,8 @@ def measure(inputs: int, outputs: int, side: int, precision: engine.Precision, r
     times: dict[str, list[float]] = {name: [] for name in forms}
     for round_number in range(rounds + 2):  # the first two warm up
         for name, form in forms.items():
+            form.zero_grad(set_to_none=True)
+            images.grad = None
             started = time.perf_counter()
             with precision.autocast():
                 form(images).float().backward(gradient)

@@ -17,6 +17,7 @@ from thumbnet.models.layers import (
     MapResponseNorm,
     SameMaxPool,
     band_sum,
+    patches_by_position,
     same_padding,
 )
 
@@ -242,6 +243,7 @@ def local_by_loops(x_CHW: np.ndarray, layer: LocallyConnected) -> np.ndarray:
     return y.transpose(2, 0, 1)
 
 
+@pytest.mark.usefixtures("engine")
 @settings(max_examples=25, deadline=None)
 @given(
     count=st.integers(1, 5),
@@ -275,6 +277,25 @@ def test_locally_connected_has_the_gradient_of_its_values() -> None:
         return result
 
     assert torch.autograd.gradcheck(run, (x, layer.weight, layer.bias), fast_mode=True)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_have_the_gradient_of_an_unfolding(dtype: torch.dtype, kernel: int) -> None:
+    x = channels_last(3, 7, 4, 5, dtype=dtype).requires_grad_()
+    reference = x.detach().double().requires_grad_()
+    unfolded = F.unfold(reference, kernel, padding=kernel // 2).view(3, 7, kernel**2, 20)  # N, C, taps, positions
+    expected = unfolded.permute(3, 0, 2, 1).reshape(20, 3, kernel**2 * 7)
+    patches = patches_by_position(x, kernel)
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    patches.backward(gradient)
+    expected.backward(gradient.double())
+    assert x.grad is not None
+    assert reference.grad is not None
+    assert torch.equal(patches.double(), expected)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(x.grad.double(), reference.grad, rtol=tolerance, atol=tolerance)
 
 
 def test_locally_connected_runs_in_fast_arithmetic_under_autocast() -> None:

@@ -1,4 +1,4 @@
-/* Pooling and response normalization over channels-last tensors, for one element type.
+/* Pooling, response normalization and patches of channels-last tensors, for one element type.
  *
  * Included once per type with: VALUE (the element), NAME(x) (suffixes a function), LOAD(v) and STORE(f) (to and from
  * float). Tensors are [images, height, width, channels] in memory; every loop over channels is contiguous and
@@ -186,6 +186,49 @@ void NAME(map_norm_backward)(const VALUE* restrict gradient, const VALUE* restri
                 long at = p * channels + c;
                 to[at] = STORE(LOAD(to[at]) - 2 * 0.75f * alpha * LOAD(image[at]) * s[c]);
             }
+        }
+    }
+}
+
+/* The patch around every position, zeros outside of the picture: patches[y, x, n, ky, kx, c] = input[n, y +
+ * ky - reach, x + kx - reach, c], which makes the patches of one position the rows of one matrix. */
+void NAME(patches_forward)(const VALUE* restrict input, VALUE* restrict patches, long images, long height, long width,
+                           long channels, long reach) {
+    long kernel = 2 * reach + 1;
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < height * width; p++) {
+        VALUE* to = patches + p * images * kernel * kernel * channels;
+        for (long n = 0; n < images; n++)
+            for (long ky = 0; ky < kernel; ky++)
+                for (long kx = 0; kx < kernel; kx++, to += channels) {
+                    long y = p / width + ky - reach, x = p % width + kx - reach;
+                    if (y < 0 || y >= height || x < 0 || x >= width)
+                        memset(to, 0, channels * sizeof(VALUE));
+                    else
+                        memcpy(to, input + ((n * height + y) * width + x) * channels, channels * sizeof(VALUE));
+                }
+    }
+}
+
+/* Gathers: each input position sums the gradients of the patches it lies in. */
+void NAME(patches_backward)(const VALUE* restrict gradient, VALUE* restrict input_gradient, long images, long height,
+                            long width, long channels, long reach) {
+    long kernel = 2 * reach + 1;
+#pragma omp parallel for schedule(static)
+    for (long n = 0; n < images; n++) {
+        float sum[MAX_CHANNELS];
+        for (long p = 0; p < height * width; p++) {
+            for (long c = 0; c < channels; c++) sum[c] = 0;
+            for (long ky = 0; ky < kernel; ky++)
+                for (long kx = 0; kx < kernel; kx++) {
+                    long y = p / width - ky + reach, x = p % width - kx + reach;
+                    if (y < 0 || y >= height || x < 0 || x >= width) continue;
+                    const VALUE* from =
+                        gradient + (((y * width + x) * images + n) * kernel * kernel + ky * kernel + kx) * channels;
+                    for (long c = 0; c < channels; c++) sum[c] += LOAD(from[c]);
+                }
+            VALUE* to = input_gradient + (n * height * width + p) * channels;
+            for (long c = 0; c < channels; c++) to[c] = STORE(sum[c]);
         }
     }
 }

@@ -79,6 +79,20 @@ class LocalResponseNorm(nn.Module):
         return f"radius={self.radius}, bias={self.bias}, alpha={self.alpha:.3g}, relu={self.relu}"
 
 
+def patches_by_position(images_NCHW: Tensor, kernel: int) -> Tensor:
+    """Return the patch around every position, [H*W, N, kernel^2 * C]; a patch's values are in the order row, column, C.
+
+    Positions come first, so that the patches of one position are the rows of one matrix. Outside of the picture is 0.
+    """
+    if _kernels_take(images_NCHW):
+        return _patches(images_NCHW, kernel // 2)
+    N, C, H, W = images_NCHW.shape
+    margin, taps = kernel // 2, range(kernel)
+    padded_HWNC = F.pad(images_NCHW.permute(2, 3, 0, 1), (0, 0, 0, 0, margin, margin, margin, margin))
+    patches = torch.cat([padded_HWNC[y : y + H, x : x + W] for y in taps for x in taps], dim=3)
+    return patches.view(H * W, N, kernel**2 * C)
+
+
 def band_sum(values_NCHW: Tensor, radius: int) -> Tensor:
     """Sum each channel's neighbourhood of `radius` to each side, as one product with a banded matrix of ones.
 
@@ -130,18 +144,17 @@ class LocallyConnected(nn.Module):
             raise ValueError(f"kernel is {kernel}: only an odd one keeps the side")
         self.kernel, self.side, self.outputs = kernel, side, outputs
         self.weight = nn.Parameter(torch.empty(side * side, kernel * kernel * inputs, outputs))
-        """Rows in the order (row, column, channel) of the patch."""
+        """Rows in the order row, column, channel of the patch; with them as columns the gradient costs twice."""
         self.bias = nn.Parameter(torch.zeros(side * side * outputs))
         nn.init.normal_(self.weight, std=std)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Connect; the result is channels-last in memory."""
-        N, C, H, W = images_NCHW.shape
-        margin, taps = self.kernel // 2, range(self.kernel)
-        # Positions first, then pictures: the patches of one position are the rows of one matrix.
-        padded_HWNC = F.pad(images_NCHW.permute(2, 3, 0, 1), (0, 0, 0, 0, margin, margin, margin, margin))
-        patches = torch.cat([padded_HWNC[y : y + H, x : x + W] for y in taps for x in taps], dim=3)
-        patches_PNK = patches.view(H * W, N, self.kernel**2 * C)
+        N, _, H, W = images_NCHW.shape
+        if torch.is_autocast_enabled(images_NCHW.device.type):
+            # The product would be in this type; patches are nine times the input, so the input is cast instead.
+            images_NCHW = images_NCHW.to(torch.get_autocast_dtype(images_NCHW.device.type))
+        patches_PNK = patches_by_position(images_NCHW, self.kernel)
         values_PNO = torch.baddbmm(self.bias.view(H * W, 1, self.outputs), patches_PNK, self.weight)
         # A copy in the order N, H, W, O: what follows reads it once or more.
         return values_PNO.transpose(0, 1).contiguous().view(N, H, W, self.outputs).permute(0, 3, 1, 2)
@@ -229,9 +242,31 @@ class _MapNorm(torch.autograd.Function):
         return input_gradient, None, None
 
 
+class _Patches(torch.autograd.Function):
+    """The C kernels `patches_forward` and `patches_backward`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reach: int) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        N, C, H, W = ctx.shape = x.shape
+        ctx.reach = reach
+        patches = x.new_empty(H * W, N, (2 * reach + 1) ** 2 * C)
+        load_library().call("patches_forward", x, patches, N, H, W, C, reach)
+        return patches
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        N, C, H, W = ctx.shape
+        gradient = gradients[0].contiguous()
+        input_gradient = _empty_channels_last(gradient, ctx.shape)
+        load_library().call("patches_backward", gradient, input_gradient, N, H, W, C, ctx.reach)
+        return input_gradient, None
+
+
 _max_pool: Callable[..., Tensor] = _MaxPool.apply
 _response_norm: Callable[..., Tensor] = _ResponseNorm.apply
 _map_norm: Callable[..., Tensor] = _MapNorm.apply
+_patches: Callable[..., Tensor] = _Patches.apply
 
 
 def _empty_channels_last(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
