@@ -73,7 +73,7 @@ def main() -> int:
 def measure(inputs: int, outputs: int, side: int, precision: engine.Precision, rounds: int) -> dict[str, Any]:
     """Return median milliseconds of forward and backward of each form, with their spread, and the two ratios."""
     layer = LocallyConnected(inputs, outputs, kernel=3, side=side, std=0.04)
-    convolution = nn.Conv2d(inputs, outputs, 3, padding=1).to(memory_format=torch.channels_last)
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
     forms = {"batched": layer, "loop": PositionLoop(layer), "convolution": convolution}
     images = torch.randn(BATCH, inputs, side, side).contiguous(memory_format=torch.channels_last).requires_grad_()
     gradient = torch.randn(BATCH, outputs, side, side).contiguous(memory_format=torch.channels_last)
