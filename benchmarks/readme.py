@@ -11,12 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER.parent / "README.md"
+TRAINED_ONCE = ("classic", *(f"cuda-convnet/{net}" for net in ("80sec", "18pct", "13pct", "11pct")))
+"""Folders of the results of presets that were trained once, at length."""
+VIEWS = {"mirror": 2, "shifts": 6, "corners": 10}
+"""Passes over a picture that the figure over several views takes."""
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 
 
@@ -58,7 +63,7 @@ def preset_table() -> list[str]:
         "| preset | test accuracy | training time | images/s | command |",
         "|---|---|---|---|---|",
         *(preset_row(load(path.name)) for path in sorted(RESULTS.glob("preset-*.json"), key=training_time)),
-        classic_row(),
+        *(run_row(folder) for folder in TRAINED_ONCE if (RESULTS / folder / "result.json").exists()),
     ]
 
 
@@ -74,7 +79,7 @@ def preset_row(preset: dict[str, Any]) -> str:
     accuracy = f"{percent(single['mean'])} ± {100 * single['deviation']:.2f}"
     if preset["view_accuracy"]:
         several = preset["view_accuracy"][weights]
-        views = {"mirror": 2, "shifts": 6}[preset["views"]]
+        views = VIEWS[preset["views"]]
         accuracy += f"; over {views} views {percent(several['mean'])} ± {100 * several['deviation']:.2f}"
     return (
         f"| {preset['preset']} | {accuracy} (n = {preset['n']}) | {minutes(preset['train_seconds']['mean'])} "
@@ -82,16 +87,22 @@ def preset_row(preset: dict[str, Any]) -> str:
     )
 
 
-def classic_row() -> str:
-    """Return the row of the system of 2015, trained once at length."""
-    classic = load("classic/result.json")
-    test = classic["test"]
+def run_row(folder: str) -> str:
+    """Return the row of a preset that was trained once, with its log and curve in a folder of the results."""
+    result = load(f"{folder}/result.json")
+    recipe = tomllib.loads((RESULTS / folder / "recipe.toml").read_text(encoding="utf-8"))
+    test = result["test"]
+    first = test.get("average", test["raw"])
+    accuracy = percent(first["accuracy"])
+    if "view_accuracy" in first:
+        accuracy += f"; over {VIEWS[recipe['evaluation']['views']]} views {percent(first['view_accuracy'])}"
+    raw = f"raw weights {percent(test['raw']['accuracy'])}; " if "average" in test else ""
     # Over all of its sessions: the result's own figure is that of the last one.
-    images_per_second = classic["epochs"] * 50_000 / classic["train_seconds"]
+    images_per_second = result["epochs"] * 50_000 / result["train_seconds"]
     return (
-        f"| classic | {percent(test['average']['accuracy'])} (raw weights {percent(test['raw']['accuracy'])}; n = 1) "
-        f"| {minutes(classic['train_seconds'])}, {classic['steps']:,} steps | {images_per_second:,.0f} "
-        "| `thumbnet train --preset classic` |"
+        f"| {result['preset']} | {accuracy} ({raw}n = 1) "
+        f"| {minutes(result['train_seconds'])}, {result['steps']:,} steps | {images_per_second:,.0f} "
+        f"| `thumbnet train --preset {result['preset']}` |"
     )
 
 
