@@ -17,14 +17,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-MATRIX_SIDE = 4096
-STEPS = 4
-"""Steps of one round of the step measurement."""
+STEP_SECONDS, MATMUL_SECONDS = 5.0, 0.5
+"""Of one round of the step measurement."""
 ROUNDS = 3
 VIEWS = {"one": 0, "mirror": 2, "shifts": 6, "corners": 10}
 """Passes that the multi-view figure takes."""
@@ -128,43 +126,16 @@ def step_apart(preset: str, *, kernels: bool) -> dict[str, float]:
 
 def measure_step(preset: str) -> dict[str, float]:
     """Return the speed of training steps on random pictures, input left out, and that of a large matrix product."""
-    import numpy as np
-    import torch
-
     from thumbnet import engine
     from thumbnet.config import load_preset
-    from thumbnet.input.pipeline import Batch
-    from thumbnet.monitor.health import GradientCheck
-    from thumbnet.training.optimizers import set_rates
-    from thumbnet.training.state import new_state
-    from thumbnet.training.step import train_step
+    from thumbnet.training.measure import matmul_tflops, step_seconds
 
     engine.prepare()
     recipe = load_preset(preset)
     precision = engine.resolve_precision(recipe.train.precision)
-    side, count = recipe.distort.crop, recipe.input.batch_size
-    state = new_state(recipe, num_classes=10, channels=3, examples=lambda n: torch.randn(n, 3, side, side))
-    images = torch.randn(count, 3, side, side).contiguous(memory_format=torch.channels_last)
-    batch = Batch(images=images, labels=torch.arange(count) % 10, indices=np.arange(count))
-    check = GradientCheck(state.model)
-    # As in most of a training: layers that freeze on the way are frozen.
-    set_rates(state.optimizer, factor=0.1, progress=0.99)
-    for _ in range(2):
-        train_step(state, batch, check=check, precision=precision)
-    seconds = []
-    for _ in range(STEPS):
-        started = time.perf_counter()
-        train_step(state, batch, check=check, precision=precision)
-        seconds.append(time.perf_counter() - started)
-    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(engine.DTYPES[precision.name])
-    products = []
-    for _ in range(5):
-        started = time.perf_counter()
-        matrix @ matrix
-        products.append(time.perf_counter() - started)
     return {
-        "images_per_second": count / statistics.median(seconds),
-        "matmul_tflops": 2 * MATRIX_SIDE**3 / statistics.median(products[1:]) / 1e12,
+        "images_per_second": recipe.input.batch_size / statistics.median(step_seconds(recipe, seconds=STEP_SECONDS)),
+        "matmul_tflops": matmul_tflops(precision.name, seconds=MATMUL_SECONDS),
     }
 
 

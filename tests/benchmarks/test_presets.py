@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from thumbnet.training import measure
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "presets.py"
 
 
@@ -34,8 +36,8 @@ def test_an_unknown_preset_fails_and_says_so() -> None:
 
 def test_a_step_is_measured_with_and_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     module = load_script()
-    monkeypatch.setattr(module, "STEPS", 1)
-    monkeypatch.setattr(module, "MATRIX_SIDE", 64)
+    monkeypatch.setattr(module, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(measure, "MATRIX_SIDE", 64)
     found = module.measure_step("quick")
     assert found["images_per_second"] > 0
     assert found["matmul_tflops"] > 0
