@@ -9,6 +9,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+
+from thumbnet.models.classic import build_classic
+from thumbnet.models.describe import describe_layers
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -99,7 +103,7 @@ def test_the_result_compares_round_by_round(peers: ModuleType) -> None:
 
 
 def test_the_estimate_for_resnet18_by_hand(peers: ModuleType) -> None:
-    # 32.3e15 operations at 6 x 0.5567e9 a picture are 9.67 million pictures: at 1,000 a second, 2.69 hours.
+    # 32.3e15 operations at 6 x 0.5554e9 a picture are 9.69 million pictures: at 1,000 a second, 2.69 hours.
     assert peers.resnet18_hours(1000.0) == pytest.approx(2.69, abs=0.005)
 
 
@@ -176,3 +180,54 @@ def test_thumbnets_window_is_between_two_steps(measure: ModuleType, monkeypatch:
     script = load(FOLDER / "peers" / "run_thumbnet.py")
     rows = [{"step": 1, "train_s": 2.0}, {"step": 20, "train_s": 3.0}, {"step": 220, "train_s": 8.0}]
     assert script.speed_between(rows, 20, 220) == 200 * 128 / 5.0
+
+
+@pytest.fixture
+def tutorial_torch(measure: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Load the network of the PyTorch peers without torchvision, which is not installed here."""
+    monkeypatch.setitem(sys.modules, "measure", measure)
+    for name in ("torchvision", "torchvision.transforms"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["torchvision.transforms"].v2 = None
+    return load(FOLDER / "peers" / "tutorial_torch.py")
+
+
+def test_the_peers_network_is_the_tutorials(tutorial_torch: ModuleType) -> None:
+    """With the weights of our network it computes the same, though from other layers."""
+    classic = build_classic(num_classes=10, crop=24)
+    network = tutorial_torch.build_network()
+    names = ("conv1", "conv2", "local3", "local4", "softmax_linear")
+    with torch.no_grad():
+        for name, layer in zip(names, tutorial_torch.learning(network), strict=True):
+            weight = classic.get_submodule(name).weight
+            if name == "local3":  # it sees height, width, channel; PyTorch flattens channel, height, width
+                weight = weight.reshape(384, 6, 6, 64).permute(0, 3, 1, 2).flatten(1)
+            layer.weight.copy_(weight)
+            layer.bias.copy_(classic.get_submodule(name).bias)
+        images = torch.randn(8, 3, 24, 24)
+        torch.testing.assert_close(network(images), classic(images), rtol=1e-3, atol=1e-4)
+    decayed, others = tutorial_torch.parameter_groups(network)
+    assert [tuple(weight.shape) for weight in decayed["params"]] == [(384, 2304), (192, 384)]
+    assert (decayed["weight_decay"], len(others["params"])) == (0.004, 8)
+
+
+def test_the_peers_distortions(tutorial_torch: ModuleType) -> None:
+    image = torch.rand(3, 24, 24) * 255
+    changed = tutorial_torch.brighten(image) - image
+    assert changed.std() < 1e-4
+    assert changed.abs().max() <= 63
+    stretched = tutorial_torch.stretch(image)
+    torch.testing.assert_close(stretched.mean((1, 2)), image.mean((1, 2)))
+    assert 0.2 <= stretched.std() / image.std() <= 1.8
+    values = tutorial_torch.standardize(image)
+    assert values.mean().abs() < 1e-5
+    assert values.std(correction=0) == pytest.approx(1, abs=1e-5)
+    assert not tutorial_torch.standardize(torch.full((3, 24, 24), 7.0)).any()
+
+
+def test_resnet18_is_the_usual_one(peers: ModuleType, measure: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "measure", measure)
+    network = load(FOLDER / "peers" / "run_resnet18.py").build_network()
+    assert sum(parameter.numel() for parameter in network.parameters()) == 11_173_962
+    layers = describe_layers(network, (3, 32, 32))
+    assert sum(layer.multiply_adds for layer in layers) == peers.RESNET18_MULTIPLY_ADDS

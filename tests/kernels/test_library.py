@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from thumbnet.engine import cpu_flags
 from thumbnet.kernels import library
 
 PROGRAM = """
@@ -70,6 +71,7 @@ def test_kernels_use_the_openmp_runtime_of_pytorch() -> None:
     program = """
 import sklearn.cluster
 from pathlib import Path
+from thumbnet.engine import cpu_flags
 from thumbnet.kernels import library
 print(library.load_library().handle is not None)
 print(library._loaded_openmp())
@@ -79,3 +81,40 @@ print(library._loaded_openmp())
     assert loaded == "True"
     assert Path(path).is_relative_to(Path(torch.__file__).parents[1])
     assert Path(path).relative_to(Path(torch.__file__).parents[1]).parts[0].startswith("torch")
+
+
+AGREE = """
+import torch
+from thumbnet.engine import cpu_flags
+from thumbnet.kernels import library
+from thumbnet.models import layers
+assert library.load_library().handle is not None, library.load_library().why
+forms = (
+    lambda: layers.SameMaxPool(3, 2, relu=True),
+    lambda: layers.LocalResponseNorm(radius=4, bias=1.0, alpha=0.1, relu=True),
+)
+for build in forms:
+    for channels in (64, 37):
+        results = []
+        for take in (True, False):
+            layers._kernels_take = lambda _: take
+            x = torch.randn(2, channels, 9, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            y = build()(x)
+            y.backward(torch.linspace(-1, 1, y.numel()).reshape(y.shape))
+            results.append((y.detach(), x.grad))
+        for own, plain in zip(*results):
+            torch.testing.assert_close(own, plain, rtol=2e-5, atol=2e-6)
+"""
+
+
+@pytest.mark.parametrize(("isa", "flag", "march"), [("AVX2", "avx2", "v3"), ("AVX512_CORE", "avx512f", "v4")])
+def test_kernels_for_older_instructions_agree_with_plain_torch(
+    isa: str, flag: str, march: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if library.load_library().handle is None or flag not in cpu_flags():
+        pytest.skip(f"no kernels, or no {flag}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    assert f"-march=x86-64-{march}" in library.compiler_flags()
+    done = subprocess.run([sys.executable, "-c", AGREE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
