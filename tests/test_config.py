@@ -112,6 +112,14 @@ def test_a_recipe_needs_a_length_and_only_one() -> None:
         recipe_from_dict(values)
 
 
+def test_a_recipe_of_ones_own_goes_by_the_name_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "flowers.toml"
+    path.write_text("[train]\nsteps = 5\n")
+    assert load_recipe(path).preset == "flowers"
+    path.write_text('preset = "quick"\n[train]\nsteps = 5\n')
+    assert load_recipe(path).preset == "quick"
+
+
 def test_unknown_presets_are_answered_with_the_closest() -> None:
     with pytest.raises(UsageError, match="did you mean 'classic'"):
         load_preset("clasic")

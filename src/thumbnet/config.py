@@ -176,7 +176,7 @@ class Recipe:
     """Everything that decides what a training computes."""
 
     preset: str = "classic"
-    """The preset this recipe started from."""
+    """The preset this recipe started from, or the name of its file; runs are named by it."""
     seed: int = 0
     """Seed of the initial weights, the order of examples and the distortions."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -281,6 +281,8 @@ def load_preset(name: str, overrides: Mapping[str, object] | None = None) -> Rec
 def load_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Recipe:
     """Return the recipe in a TOML file, with overrides (dotted key -> value) applied.
 
+    One that does not say which preset it started from goes by the name of its file.
+
     Raises:
         UsageError: the file cannot be read, is not TOML, or a key or value is unknown or impossible.
     """
@@ -288,7 +290,7 @@ def load_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Re
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: cannot read this recipe: {error}") from error
-    return recipe_from_dict(values, overrides, where=str(path))
+    return recipe_from_dict({"preset": path.stem} | values, overrides, where=str(path))
 
 
 def recipe_from_dict(
