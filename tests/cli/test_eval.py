@@ -14,10 +14,11 @@ import torch
 from thumbnet import engine
 from thumbnet.cli.main import build_parser, main
 from thumbnet.config import DataConfig, load_preset
-from thumbnet.data.dataset import Splits, split_validation
+from thumbnet.data.dataset import ImageDataset, Splits, split_validation
 from thumbnet.data.shapes import draw_shapes
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import Checkpoint
+from thumbnet.runs.facts import write_facts
 from thumbnet.runs.run import Run
 
 TEST_IMAGES = 60
@@ -39,7 +40,7 @@ def data(shapes, monkeypatch) -> list[DataConfig]:
         asked.append(config)
         return Splits(train=shapes.train, validation=shapes.validation if config.validation else None, test=shapes.test)
 
-    monkeypatch.setattr("thumbnet.data.load_splits", load)
+    monkeypatch.setattr("thumbnet.evaluation.evaluator.load_splits", load)
     monkeypatch.setattr(engine, "prepare", lambda threads=None: None)
     return asked
 
@@ -150,6 +151,26 @@ def test_one_kind_of_weights(make_run, evaluate, weights):
     other = {"average": "raw", "raw": "average"}[weights]
     assert result[weights]["accuracy"] >= 0
     assert result[other] is None
+
+
+def test_other_data_of_the_same_classes(make_run, evaluate, data):
+    run = make_run(10, **{"data.validation": 40.0})
+    assert evaluate("--data", "moved", "--no-plots")[0] == 0
+    # What was kept for validation counts where it is asked for.
+    assert evaluate("--data", "moved", "--no-plots", "--split", "val")[0] == 0
+    assert [(config.name, config.validation) for config in data] == [("moved", 0), ("moved", 40)]
+    assert run.recipe.data.name == "shapes"
+
+
+def test_figures_of_other_data_are_not_taken_for_the_runs_own(make_run, evaluate, shapes):
+    run = make_run(10)
+    own = shapes.test
+    there = [ImageDataset("beach", own.class_names, own._layout, own._parts, index=own._index)] * 2
+    write_facts(run.path, Splits(train=there[0], validation=None, test=there[1]))
+    code, stdout, stderr = evaluate("--no-plots", "--limit", "9")
+    assert code == 0
+    assert stdout.startswith("trial, step 10: the first 9 test images of shapes, fp32\n")
+    assert "step-00000010-test-of-shapes-first-9.json" in stderr
 
 
 def test_splits_and_limit(make_run, evaluate):
