@@ -44,7 +44,7 @@ MACHINE = {"device": "cpu", "kernels": True, "amx_kernels": True, "precision": "
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({}, ["classic: fused C kernels", "quick and fast: AMX kernels"]),
+        ({}, ["local layers: fused C kernels", "speed network: AMX kernels"]),
         ({"amx_kernels": False}, ["fused C kernels", "there is no AMX or the system does not let"]),
         ({"amx_kernels": False, "precision": "fp32"}, ["fused C kernels", "for bf16 and not fp32"]),
         ({"amx_kernels": False, "kernels": False}, ["plain PyTorch", "PyTorch's own"]),

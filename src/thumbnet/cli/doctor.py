@@ -93,4 +93,4 @@ def _kernel_uses(machine: dict[str, Any]) -> list[str]:
         speed = f"PyTorch's own, the AMX kernels are for bf16 and not {machine['precision']}"
     else:
         speed = "PyTorch's own, there is no AMX or the system does not let this process use it"
-    return [f"pooling and response normalization of classic: {pooling}", f"convolutions of quick and fast: {speed}"]
+    return [f"pooling, response normalization, local layers: {pooling}", f"convolutions of the speed network: {speed}"]
