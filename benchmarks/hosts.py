@@ -28,7 +28,7 @@ def why_not() -> str | None:
         if shutil.which(program) is None:
             return f"there is no `{program}` ({package})"
     try:
-        with Lan(1):
+        with Lan("host"):
             return None
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
@@ -101,10 +101,10 @@ class Host:
 class Lan:
     """Some hosts at one switch, in use from `with` on."""
 
-    def __init__(self, count: int) -> None:
-        """Describe `count` hosts; they are called host1, host2, ..."""
+    def __init__(self, *names: str) -> None:
+        """Describe hosts by their names."""
         self.hosts: list[Host] = []
-        self._count = count
+        self._host_names = names
         self._cables = itertools.count(1)
 
     def __enter__(self) -> Self:
@@ -116,14 +116,13 @@ class Lan:
         """
         self._switch = _Namespaces("--net")
         self._folder = tempfile.TemporaryDirectory(prefix="thumbnet-hosts-")
-        names = [f"host{number}" for number in range(1, self._count + 1)]
         self._names = Path(self._folder.name) / "hosts"
-        lines = [f"{_NETWORK}.{number} {name}" for number, name in enumerate(names, 1)]
+        lines = [f"{_NETWORK}.{number} {name}" for number, name in enumerate(self._host_names, 1)]
         self._names.write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n", encoding="ascii")
         try:
             self._at_switch("ip", "link", "add", "switch", "type", "bridge")
             self._at_switch("ip", "link", "set", "switch", "up")
-            for number in range(1, self._count + 1):
+            for number in range(1, len(self._host_names) + 1):
                 self.hosts.append(self._connect(number))
         except BaseException:
             self.close()
@@ -155,7 +154,7 @@ class Lan:
     def _connect(self, number: int) -> Host:
         """Start a host and lay its cable."""
         # The port of a host that was killed stays for a moment, so each cable gets one of its own.
-        host = Host(f"host{number}", f"{_NETWORK}.{number}", f"port{next(self._cables)}")
+        host = Host(self._host_names[number - 1], f"{_NETWORK}.{number}", f"port{next(self._cables)}")
         try:
             self._at_switch(*f"ip link add {host.port} type veth peer name eth0 netns {host.pid}".split())
             self._at_switch(*f"ip link set {host.port} master switch up".split())

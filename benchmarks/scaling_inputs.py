@@ -218,7 +218,7 @@ def links() -> list[dict[str, Any]]:
     found = []
     for world in (2, 3):
         for mbit in LINKS_MBIT:
-            with hosts.Lan(world) as lan:
+            with hosts.Lan(*(f"host{number}" for number in range(world))) as lan:
                 for host in lan.hosts:
                     lan.limit(host, mbit * 10**6)
                 address = f"{lan.hosts[0].address}:29500"

@@ -58,7 +58,7 @@ def end(process: subprocess.Popen[str]) -> int:
 
 
 def test_each_host_has_a_name_an_address_and_processes_of_its_own(hosts) -> None:
-    with hosts.Lan(2) as lan:
+    with hosts.Lan("host1", "host2") as lan:
         assert [host.address for host in lan.hosts] == ["10.77.0.1", "10.77.0.2"]
         for host in lan.hosts:
             assert ask(host, "cat", "/proc/sys/kernel/hostname") == host.name
@@ -68,7 +68,7 @@ def test_each_host_has_a_name_an_address_and_processes_of_its_own(hosts) -> None
 
 
 def test_bytes_pass_until_the_cable_is_cut_and_again_when_it_is_healed(hosts) -> None:
-    with hosts.Lan(2) as lan:
+    with hosts.Lan("host1", "host2") as lan:
         one, two = lan.hosts
         server = start_python(two, SERVER)
         assert server.stdout.readline() == "ready\n"
@@ -84,7 +84,7 @@ def test_bytes_pass_until_the_cable_is_cut_and_again_when_it_is_healed(hosts) ->
 
 
 def test_a_killed_host_ends_at_once_and_can_be_replaced(hosts) -> None:
-    with hosts.Lan(2) as lan:
+    with hosts.Lan("host1", "host2") as lan:
         one, two = lan.hosts
         sleeper = one.start(["sleep", "1000"])
         server = start_python(two, SERVER)
@@ -104,7 +104,7 @@ def test_a_killed_host_ends_at_once_and_can_be_replaced(hosts) -> None:
 
 
 def test_a_link_can_be_slowed(hosts) -> None:
-    with hosts.Lan(1) as lan:
+    with hosts.Lan("host1") as lan:
         lan.limit(lan.hosts[0], 10**8)
         assert "rate 100Mbit" in ask(lan.hosts[0], "tc", "qdisc", "show", "dev", "eth0")
 
@@ -112,7 +112,7 @@ def test_a_link_can_be_slowed(hosts) -> None:
 def test_hosts_end_with_the_process_that_made_them(hosts) -> None:
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); import hosts\n"
-        "with hosts.Lan(1) as lan:\n"
+        "with hosts.Lan('host1') as lan:\n"
         "    sleeper = lan.hosts[0].start(['sleep', '1000'])\n"
         "    print(lan.hosts[0].pid, flush=True); time.sleep(1000)\n"
     )

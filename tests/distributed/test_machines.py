@@ -125,7 +125,7 @@ class Training:
 
 
 def test_a_machine_is_cut_off_and_another_one_dies(hosts: ModuleType, tmp_path: Path) -> None:
-    with Training(tmp_path) as training, hosts.Lan(3) as lan:
+    with Training(tmp_path) as training, hosts.Lan("host1", "host2", "host3") as lan:
         _, two, three = lan.hosts
         for host in lan.hosts:
             lan.limit(host, LINK_BITS_PER_S)
