@@ -253,6 +253,7 @@ def test_the_command_trains(job, tmp_path) -> None:
         environment = environment_of(job, index, port, tmp_path)
         paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
         environment |= {"PATH": os.pathsep.join(paths), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment |= {"PET_RDZV_CONF": "last_call_timeout=200"}  # under load one may start much later than the other
         words = words_of(job, environment) + TINY.split()
         pods.append(
             subprocess.Popen(

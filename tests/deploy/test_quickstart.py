@@ -38,6 +38,7 @@ def test_two_machines_train_as_the_quickstart_says(tmp_path: Path) -> None:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "OMP_NUM_THREADS": "1",
+        "PET_RDZV_CONF": "last_call_timeout=200",  # a machine under load may start one much later than the other
     }
     with hosts.Lan("alpha", "beta") as lan:
         machines = [

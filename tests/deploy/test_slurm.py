@@ -129,6 +129,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "SLURM_CPUS_PER_TASK": "1",
         "THUMBNET_SHARED": str(tmp_path / "shared folder"),
         "OMP_NUM_THREADS": "1",
+        "PET_RDZV_CONF": "last_call_timeout=200",  # a machine under load may start one task much later than the other
     }
 
 
