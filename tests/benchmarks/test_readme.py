@@ -47,7 +47,7 @@ def peers_result() -> dict[str, object]:
     return {
         "batch_size": 128,
         "rounds": 5,
-        "machine": {"cores": 2},
+        "machine": {"cores": 2, "precision": "bf16"},
         "peers": {
             "thumbnet": {"title": "thumbnet", "versions": {"thumbnet": "1"}, "cores": {"2": figures}},
             "torch": {
@@ -84,7 +84,7 @@ def test_the_peers_table(readme: ModuleType, monkeypatch: pytest.MonkeyPatch, tm
     (resnet18,) = (line for line in lines if "ResNet-18" in line)
     assert "80 images/s in fp32, which would make 33.6 h to 96 %" in resnet18
     assert "estimated" in resnet18
-    assert any("python 3.11, torch 2.13." in line for line in lines)
+    assert any("It computes in bf16," in line and "python 3.11, torch 2.13." in line for line in lines)
     assert all(line.count("|") == 9 for line in lines if line.startswith("|"))
 
 
@@ -98,3 +98,23 @@ def test_times_with_and_without_newer_instructions(
     assert readme.machine_times()[2:] == ["* With no more than AVX2: fp32, quick 40 s, slow 10.0 min."]
     (tmp_path / "machine.json").write_text(json.dumps(machine_result("bf16")))
     assert readme.machine_times()[2].startswith("* With all of its instructions: bf16, ")
+
+
+def test_times_to_an_accuracy(readme: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert readme.times_to() == []
+    for name, accuracy, several, seconds in [
+        ("slow", 0.945, None, 900.0),
+        ("quick", 0.88, 0.89, 35.0),
+        ("fast", 0.935, 0.943, 240.0),
+    ]:
+        preset = {
+            "preset": name,
+            "accuracy": {"average": {"mean": accuracy}, "raw": {"mean": 0.99}},
+            "view_accuracy": several and {"average": {"mean": several}},
+            "train_seconds": {"mean": seconds},
+        }
+        (tmp_path / f"preset-{name}.json").write_text(json.dumps(preset))
+    # Of those that get there the quickest; nothing reaches 95 %.
+    (line,) = readme.times_to()
+    assert line.endswith("these seeds: 86 % in 35 s (quick); 94 % in 4.0 min (fast, several views).")
