@@ -19,6 +19,7 @@ from typing import Any, Literal
 from thumbnet.errors import UsageError, did_you_mean
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+LogFormat = Literal["default", "tutorial", "book"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class DataConfig:
     """Which pictures."""
 
     name: str = "cifar10"
-    """A data set known by name (cifar10, cifar100, svhn, svhn-extra, shapes), a folder of pictures, or a CSV file."""
+    """A data set known by name (cifar10, cifar100, cifar100-coarse, svhn, svhn-extra, shapes), a folder of pictures,
+    or a CSV file."""
     validation: float = 0.0
     """Images carved from the training set for validation, stratified by class: how many, or below 1 which share."""
     image_size: int = 32
@@ -161,6 +163,9 @@ class TrainConfig:
     """Arithmetic of the network; auto takes bf16 where the processor has it in hardware, else fp32."""
     log_every: int = 50
     """Steps between step lines."""
+    log_format: LogFormat = "default"
+    """What is told on the way. `default`: losses, accuracy, speed. `tutorial`: the step line of 2015. `book`: the label
+    and logits of a picture, each file as it is begun, and how the logits of the first picture move."""
     summary_every: int = 100
     """Steps between TensorBoard summaries; 0 for none."""
     checkpoint_every_steps: int = 1000

@@ -1,9 +1,10 @@
 import re
 
+import numpy as np
 import pytest
 
 from thumbnet.data import record_sets
-from thumbnet.data.cifar import CIFAR10, CIFAR100
+from thumbnet.data.cifar import CIFAR10, CIFAR100, CIFAR100_COARSE
 
 
 def test_cifar10_is_what_was_published():
@@ -19,6 +20,17 @@ def test_cifar100_is_what_was_published():
     assert len(CIFAR100.class_names) == 100
     assert list(CIFAR100.class_names) == sorted(CIFAR100.class_names)
     assert [CIFAR100.size_bytes(file) for file in CIFAR100.files] == [153_700_000, 30_740_000]
+
+
+def test_the_coarse_labels_are_the_first_byte_of_the_same_files():
+    assert len(CIFAR100_COARSE.class_names) == 20
+    assert list(CIFAR100_COARSE.class_names) == sorted(CIFAR100_COARSE.class_names)
+    assert (CIFAR100_COARSE.files, CIFAR100_COARSE.folder) == (CIFAR100.files, CIFAR100.folder)
+    # The first training picture, as published: cattle (fine 19) of the large omnivores and herbivores (coarse 11).
+    record = np.array([[11, 19, *bytes(3072)]], np.uint8)
+    fine, coarse = (dataset.layout.labels(record)[0] for dataset in (CIFAR100, CIFAR100_COARSE))
+    assert CIFAR100.class_names[fine] == "cattle"
+    assert CIFAR100_COARSE.class_names[coarse] == "large_omnivores_and_herbivores"
 
 
 @pytest.mark.parametrize("dataset", record_sets().values(), ids=lambda dataset: dataset.name)

@@ -47,6 +47,13 @@ def test_a_data_set_is_all_its_files_in_order(dataset: ImageDataset, everything:
     assert np.array_equal(dataset.labels, everything[1])
 
 
+def test_where_each_file_begins(dataset: ImageDataset):
+    assert dataset.files() == {0: "one.bin", 20: "two.bin"}
+    assert dataset.take(np.array([3, 19, 25, 30])).files() == {0: "one.bin", 2: "two.bin"}
+    assert dataset.take(np.array([25, 30])).files() == {0: "two.bin"}
+    assert dataset.take(np.zeros(0, np.int64)).files() == {}
+
+
 def test_examples_come_in_any_order_and_more_than_once(
     dataset: ImageDataset, everything: tuple[np.ndarray, np.ndarray]
 ):

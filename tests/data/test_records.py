@@ -38,6 +38,13 @@ def test_of_two_label_bytes_the_second_is_the_label():
     assert layout.images(records)[0, 0, 0].tolist() == [0, 6, 12]
 
 
+def test_of_a_coarse_and_a_fine_label_either_may_count():
+    records = np.array([[11, 99, *range(18)]], np.uint8)
+    coarse = RecordFormat(image_shape=(2, 3, 3), label_bytes=2, coarse=True)
+    assert coarse.labels(records).tolist() == [11]
+    assert coarse.images(records)[0, 0, 0].tolist() == [0, 6, 12]
+
+
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4)),
     label_bytes=st.integers(1, 2),

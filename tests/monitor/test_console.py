@@ -26,6 +26,8 @@ REPORT = StepReport(
     seconds_per_batch=0.041,
     learning_rate=0.0823,
     eta_s=84,
+    label=6,
+    logits=(-0.0012345, 2.5, 1234.5678),
 )
 LINE = (
     "step 1200/1960  epoch 12.2/20  loss 1.234 (avg 1.301)  acc  61.2 %   3,120 img/s  wait  0.1 %  lr 0.0823    "

@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -7,6 +8,53 @@ import torch
 from thumbnet.config import Recipe, load_preset
 from thumbnet.data.dataset import ImageDataset, Splits
 from thumbnet.data.shapes import draw_shapes
+from thumbnet.monitor.console import Console
+from thumbnet.monitor.signals import StopSignal
+from thumbnet.runs.run import Run
+from thumbnet.training.loop import Outcome
+from thumbnet.training.session import conclude, open_training
+
+
+class StopAfter(StopSignal):
+    """Asks to stop, as SIGTERM does, once it was looked at this many times."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+        super().__init__()
+
+    @property
+    def requested(self) -> int | None:  # type: ignore[override]
+        self._looks -= 1
+        return 15 if self._looks < 0 else None
+
+    @requested.setter
+    def requested(self, value: int | None) -> None:
+        pass
+
+
+@pytest.fixture
+def train(splits: Splits) -> Callable[..., Outcome]:
+    """Trains a run to its end, or until it was looked at for a stop as often as `stop_after`; tells its log alone."""
+
+    def train(run: Run, *, resume: bool = False, stop_after: int | None = None) -> Outcome:
+        with Console(run.recipe.train.log_format, io.StringIO(), run.path / "log.txt") as console:
+            training = open_training(run, splits, console, resume=resume)
+            outcome = training.fit(StopSignal() if stop_after is None else StopAfter(stop_after), lambda: None)
+            if not outcome.stopped_by:
+                conclude(training, outcome, 0.0)
+        return outcome
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def newest_bytes() -> Callable[[Run], dict[str, bytes]]:
+    """Gives the tensors of a run's newest checkpoint as bytes, by file name."""
+
+    def newest_bytes(run: Run) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in run.checkpoints.path("latest").glob("*.safetensors")}
+
+    return newest_bytes
 
 
 @pytest.fixture(scope="session")

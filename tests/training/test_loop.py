@@ -1,5 +1,6 @@
 import dataclasses
-import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,63 +9,30 @@ import torch
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import CheckpointError, DivergedError, UsageError
-from thumbnet.monitor.console import Console
-from thumbnet.monitor.signals import StopSignal
 from thumbnet.runs.run import Run
 from thumbnet.training.loop import Outcome, length_of
-from thumbnet.training.session import conclude, open_training, resumed_recipe, start_run
+from thumbnet.training.session import resumed_recipe, start_run
 
 
 def changed(recipe: Recipe, **overrides: object) -> Recipe:
     return recipe_from_dict(recipe_to_dict(recipe), {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def quiet(run: Run) -> Console:
-    return Console(stream=io.StringIO(), log_path=run.path / "log.txt")
-
-
-class StopAfter(StopSignal):
-    """Asks to stop, as SIGTERM does, once it was looked at this many times."""
-
-    def __init__(self, looks: int) -> None:
-        self._looks = looks
-        super().__init__()
-
-    @property
-    def requested(self) -> int | None:  # type: ignore[override]
-        self._looks -= 1
-        return 15 if self._looks < 0 else None
-
-    @requested.setter
-    def requested(self, value: int | None) -> None:
-        pass
-
-
-def train(run: Run, splits: Splits, *, resume: bool = False, stop: StopSignal | None = None) -> Outcome:
-    with quiet(run) as console:
-        training = open_training(run, splits, console, resume=resume)
-        outcome = training.fit(stop or StopSignal(), lambda: None)
-        if not outcome.stopped_by:
-            conclude(training, outcome, 0.0)
-    return outcome
-
-
-def newest_bytes(run: Run) -> dict[str, bytes]:
-    folder = run.checkpoints.path("latest")
-    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+Train = Callable[..., Outcome]
+Bytes = Callable[[Run], dict[str, bytes]]
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_stopped_and_resumed_training_is_the_same_to_the_bit(
-    recipe: Recipe, splits: Splits, tmp_path: Path, momentum: float
+    train: Train, newest_bytes: Bytes, recipe: Recipe, tmp_path: Path, momentum: float
 ) -> None:
     recipe = changed(recipe, optimizer__momentum=momentum)
     whole = Run.create(tmp_path, recipe, "whole")
-    train(whole, splits)
+    train(whole)
     parts = Run.create(tmp_path, recipe, "parts")
     for resume, steps in ((False, 7), (True, 6), (True, 9)):
-        assert train(parts, splits, resume=resume, stop=StopAfter(steps)).stopped_by == 15
-    assert train(parts, splits, resume=True).stopped_by is None
+        assert train(parts, resume=resume, stop_after=steps).stopped_by == 15
+    assert train(parts, resume=True).stopped_by is None
     assert newest_bytes(parts) == newest_bytes(whole)
     steps_of = [[row["step"] for row in run.read_metrics() if "loss" in row] for run in (whole, parts)]
     assert steps_of[0] == steps_of[1] == [1, 5, 10, 15, 20, 25, 30]
@@ -72,15 +40,17 @@ def test_a_stopped_and_resumed_training_is_the_same_to_the_bit(
     assert losses[0] == losses[1]
 
 
-def test_a_longer_training_goes_on_from_a_finished_one(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
+def test_a_longer_training_goes_on_from_a_finished_one(
+    train: Train, newest_bytes: Bytes, recipe: Recipe, tmp_path: Path
+) -> None:
     whole = Run.create(tmp_path, recipe, "whole")
-    train(whole, splits)
+    train(whole)
     short = Run.create(tmp_path, changed(recipe, train__steps=12), "short")
-    train(short, splits)
+    train(short)
     with pytest.raises(UsageError, match="has finished"):
         resumed_recipe(short, {})
     short.change_recipe(resumed_recipe(short, {"train.steps": 30}))
-    train(short, splits, resume=True)
+    train(short, resume=True)
     assert newest_bytes(short) == newest_bytes(whole)
 
 
@@ -92,47 +62,47 @@ def test_a_resume_may_not_change_what_a_step_computes(recipe: Recipe, tmp_path: 
             resumed_recipe(run, {key: value})
 
 
-def test_a_recipe_edited_by_hand_is_noticed(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
+def test_a_recipe_edited_by_hand_is_noticed(train: Train, recipe: Recipe, tmp_path: Path) -> None:
     run = Run.create(tmp_path, recipe, "run")
-    train(run, splits, stop=StopAfter(3))
+    train(run, stop_after=3)
     path = run.path / "recipe.toml"
     path.write_text(path.read_text().replace("learning_rate = 0.1", "learning_rate = 0.3"))
     with pytest.raises(UsageError, match=r"optimizer\.learning_rate is 0\.1 in this run and cannot become 0\.3"):
-        train(Run.open(run.path), splits, resume=True)
+        train(Run.open(run.path), resume=True)
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
-    recipe: Recipe, splits: Splits, tmp_path: Path
+    train: Train, newest_bytes: Bytes, recipe: Recipe, tmp_path: Path
 ) -> None:
     whole = Run.create(tmp_path, recipe, "whole")
-    train(whole, splits)
+    train(whole)
     run = Run.create(tmp_path, recipe, "run")
-    train(run, splits, stop=StopAfter(25))
+    train(run, stop_after=25)
     damaged = run.checkpoints.path("latest") / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    train(run, splits, resume=True)
+    train(run, resume=True)
     assert "step-00000025" in (run.path / "log.txt").read_text()
     assert newest_bytes(run) == newest_bytes(whole)
 
 
-def test_resuming_without_a_checkpoint_is_an_error(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
+def test_resuming_without_a_checkpoint_is_an_error(train: Train, recipe: Recipe, tmp_path: Path) -> None:
     run = Run.create(tmp_path, recipe, "run")
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        train(run, splits, resume=True)
+        train(run, resume=True)
 
 
-def test_divergence_stops_with_the_weights_before_it_saved(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
+def test_divergence_stops_with_the_weights_before_it_saved(train: Train, recipe: Recipe, tmp_path: Path) -> None:
     run = Run.create(tmp_path, changed(recipe, optimizer__learning_rate=1e30), "run")
     with pytest.raises(DivergedError, match=r"step \d+: Model diverged"):
-        train(run, splits)
+        train(run)
     newest = run.checkpoints.latest()
     assert all(tensor.isfinite().all() for tensor in newest.model.values())
     assert not run.finished
 
 
-def test_each_step_is_reported_where_it_is_due(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
+def test_each_step_is_reported_where_it_is_due(train: Train, recipe: Recipe, tmp_path: Path) -> None:
     run = Run.create(tmp_path, recipe, "run")
-    outcome = train(run, splits)
+    outcome = train(run)
     assert outcome.steps == 30
     assert outcome.epochs == pytest.approx(30 * 48 / 1000)
     assert run.checkpoints.steps() == [10, 20, 30] or len(run.checkpoints.steps()) == 4
@@ -142,42 +112,41 @@ def test_each_step_is_reported_where_it_is_due(recipe: Recipe, splits: Splits, t
     assert sum(line.startswith("step") and "img/s" in line for line in lines) == 7
 
 
-def test_the_best_checkpoint_is_chosen_by_validation_and_survives(
-    recipe: Recipe, splits: Splits, tmp_path: Path
-) -> None:
+def test_the_best_checkpoint_is_chosen_by_validation_and_survives(train: Train, recipe: Recipe, tmp_path: Path) -> None:
     run = Run.create(tmp_path, changed(recipe, train__keep=1, train__checkpoint_every_steps=3), "run")
-    train(run, splits)
+    train(run)
     rows = {row["step"]: row["validation_average"] for row in run.read_metrics() if "validation_average" in row}
     best = max(rows, key=lambda step: (rows[step], -step))
     assert run.checkpoints.best_step() == best
     assert set(run.checkpoints.steps()) == {best, 30}
 
 
-def test_a_time_limit_ends_the_training_and_its_schedule(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
+def test_a_time_limit_ends_the_training_and_its_schedule(train: Train, recipe: Recipe, tmp_path: Path) -> None:
     run = Run.create(tmp_path, changed(recipe, train__steps=0, train__time_limit_s=1.0), "run")
-    outcome = train(run, splits)
+    outcome = train(run)
     assert outcome.train_seconds >= 1.0
     assert outcome.steps > 1
     assert run.finished
 
 
-def test_what_is_written_does_not_change_what_is_trained(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
+def test_what_is_written_does_not_change_what_is_trained(
+    train: Train, newest_bytes: Bytes, recipe: Recipe, tmp_path: Path
+) -> None:
     plain = Run.create(tmp_path, recipe, "plain")
-    train(plain, splits)
+    train(plain)
     told = Run.create(tmp_path, changed(recipe, train__summary_every=4, train__checkpoint_every_steps=7), "told")
-    train(told, splits)
+    train(told)
     assert newest_bytes(plain) == newest_bytes(told)
     assert list((told.path / "tensorboard").iterdir())
 
 
-def test_a_learning_network_learns(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
+def test_a_learning_network_learns(train: Train, recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
     """150 steps of momentum take the ten shapes well past guessing; the result says so for both kinds of weights."""
     recipe = changed(recipe, optimizer__momentum=0.9, optimizer__learning_rate=0.03, train__steps=150)
     recipe = changed(recipe, average__decay=0.9, distort__brightness=0.0, distort__contrast=[1.0, 1.0])
     run = Run.create(tmp_path, recipe, "run")
-    with quiet(run) as console:
-        training = open_training(run, splits, console, resume=False)
-        result = conclude(training, training.fit(StopSignal(), lambda: None), 0.0)
+    train(run)
+    result = json.loads((run.path / "result.json").read_text())
     assert result["test"]["average"]["accuracy"] > 0.25
     assert result["test"]["raw"]["accuracy"] > 0.2
     assert set(result) >= {"run", "preset", "steps", "epochs", "start_seconds", "train_seconds", "precision"}

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
         description="Fetch data sets into the cache: from the official archive, or else from a second source; verified "
         "before they are kept. Files that are there and right are left as they are, damaged ones are replaced.",
     )
-    download.add_argument("names", nargs="*", metavar="NAME", help="cifar10, cifar100, svhn, svhn-extra (cifar10)")
+    download.add_argument("names", nargs="*", metavar="NAME", help="cifar10, cifar100, svhn, svhn-extra, ... (cifar10)")
 
     verify = actions.add_parser(
         "verify",
@@ -92,10 +92,13 @@ def _verify(args: argparse.Namespace) -> int:
     converted = [converted_set(digits, root) for name, digits in digit_sets().items() if name in names or not names]
     datasets = [dataset for name, dataset in record_sets().items() if name in names]
     if not names:
+        # Sets that are other labels of the same files are checked once.
+        by_folder = {dataset.folder: dataset for dataset in reversed(record_sets().values())}
         datasets = [
             dataset
             for dataset in record_sets().values()
-            if len(missing_files(dataset, folder_of(dataset, root))) < len(dataset.files)
+            if dataset is by_folder[dataset.folder]
+            and len(missing_files(dataset, folder_of(dataset, root))) < len(dataset.files)
         ]
     elif None in converted:
         raise DataError(f"{root}: not there yet; `thumbnet data download {' '.join(names)}` fetches it")

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
 # Flag, its 2015 name if any, recipe key, parser of its value, help.
 RECIPE_FLAGS: tuple[tuple[str, str | None, str, Callable[[str], object], str], ...] = (
-    ("--data", None, "data.name", str, "cifar10, cifar100, svhn, svhn-extra, shapes, or a folder or .csv of pictures"),
+    (
+        "--data",
+        None,
+        "data.name",
+        str,
+        "cifar10, cifar100, cifar100-coarse, svhn, svhn-extra, shapes, or a folder or .csv",
+    ),
     ("--validation", None, "data.validation", float, "images kept for validation: how many, or which share, as 0.1"),
     ("--image-size", None, "data.image_size", whole_number, "side that pictures of a folder are resized to (32)"),
     ("--model", None, "model.name", str, "classic, speed ... or timm/NAME, any network of timm"),
@@ -40,6 +46,7 @@ RECIPE_FLAGS: tuple[tuple[str, str | None, str, Callable[[str], object], str], .
     ("--seed", None, "seed", int, "seed of weights, order and distortions"),
     ("--precision", None, "train.precision", str, "auto, fp32, bf16 or fp16"),
     ("--log-every", "--log_frequency", "train.log_every", whole_number, "steps between step lines"),
+    ("--log-format", None, "train.log_format", str, "what is told: default, tutorial or book"),
     ("--summary-every", None, "train.summary_every", int, "steps between TensorBoard summaries, 0 for none"),
     ("--keep", None, "train.keep", whole_number, "newest checkpoints kept, beside the best"),
 )
@@ -72,7 +79,6 @@ def add_parser(subparsers: Any) -> None:
     run = parser.add_argument_group("run")
     add_out_flag(run)
     run.add_argument("--name", help="name of the run's folder (preset and time)")
-    run.add_argument("--log-format", choices=("default", "tutorial"), default="default", help="form of the step line")
     run.add_argument("--no-test", action="store_true", help="leave the test set alone, as while choosing a recipe")
     run.add_argument("--json", action="store_true", help="print the result as one JSON object")
     add_data_flags(run)
@@ -137,7 +143,6 @@ def _train(args: argparse.Namespace, replicas: Replicas) -> int:
         offline=args.offline,
         threads=args.threads,
         look_at_test=not args.no_test,
-        log_format=args.log_format,
         quiet=replicas.rank > 0,
         replicas=replicas,
     )

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def record_sets() -> dict[str, RecordSet]:
     """Return the data sets that are fetched, by name."""
-    from thumbnet.data.cifar import CIFAR10, CIFAR100
+    from thumbnet.data.cifar import CIFAR10, CIFAR100, CIFAR100_COARSE
 
-    return {dataset.name: dataset for dataset in (CIFAR10, CIFAR100)}
+    return {dataset.name: dataset for dataset in (CIFAR10, CIFAR100, CIFAR100_COARSE)}
 
 
 def cache_dir(data_dir: Path | None) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from thumbnet.data.description import Archive, PicturePackage, RecordFile, RecordSet
 from thumbnet.data.records import RecordFormat
 
@@ -65,3 +67,17 @@ CIFAR100 = RecordSet(
         digest="sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
     ),
 )
+
+_CIFAR100_SUPERCLASSES = """
+aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices household_furniture
+insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes large_omnivores_and_herbivores
+medium_mammals non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2
+"""
+
+CIFAR100_COARSE = replace(
+    CIFAR100,
+    name="cifar100-coarse",
+    class_names=tuple(_CIFAR100_SUPERCLASSES.split()),
+    layout=replace(CIFAR100.layout, coarse=True),
+)
+"""The same files, told apart by the 20 coarse labels: five fine classes each."""

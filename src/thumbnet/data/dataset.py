@@ -86,6 +86,13 @@ class ImageDataset:
         part, record = self._locate(index)
         return part.keys[record] if part.keys else f"{part.name}:{record}"
 
+    def files(self) -> dict[int, str]:
+        """Return, in order, the examples at which another file begins, and that file's name."""
+        absolute = np.arange(len(self)) if self._index is None else self._index
+        parts = np.searchsorted(self._starts, absolute, side="right") - 1
+        begins = np.flatnonzero(np.diff(parts, prepend=-1))
+        return {int(index): self._parts[parts[index]].name for index in begins}
+
     def take(self, indices: np.ndarray) -> ImageDataset:
         """Return the data set of some of the examples, in the order given; copies no pictures and keeps the keys."""
         index = self._absolute(np.asarray(indices, np.int64))
@@ -128,7 +135,7 @@ class ImageDataset:
             return
         row = int(np.argmax(labels >= len(self.class_names)))
         part, record = self._locate(row if indices is None else int(indices[row]))
-        offset = record * self._layout.record_bytes + self._layout.label_bytes - 1
+        offset = record * self._layout.record_bytes + self._layout.label_byte
         raise DataError(
             f"{part.where}: record {record} (byte offset {offset:,}) has label {labels[row]}, "
             f"expected 0 to {len(self.class_names) - 1}.\n"

@@ -21,8 +21,15 @@ class RecordFormat:
     """Height, width, channels."""
     label_bytes: int = 1
     """Bytes before the picture, each a label: 1, or 2 where a coarse label comes first (CIFAR-100)."""
+    coarse: bool = False
+    """Whether, of 2 labels, the coarse one counts, rather than the fine one."""
     wide: bool = False
     """Whether 2 label bytes are one number instead, the high byte first: for more than 256 classes."""
+
+    @property
+    def label_byte(self) -> int:
+        """Which byte of a record is its label, or the low byte of it."""
+        return 0 if self.coarse else self.label_bytes - 1
 
     @property
     def image_bytes(self) -> int:
@@ -41,8 +48,8 @@ class RecordFormat:
         return images_NCHW.transpose(0, 2, 3, 1)
 
     def labels(self, records: np.ndarray) -> np.ndarray:
-        """Return the labels of raw records, uint8 [n, record_bytes] -> int64 [n]: the last label byte is the finest."""
-        labels = records[:, self.label_bytes - 1].astype(np.int64)
+        """Return the labels of raw records, uint8 [n, record_bytes] -> int64 [n]."""
+        labels = records[:, self.label_byte].astype(np.int64)
         return 256 * records[:, 0].astype(np.int64) + labels if self.wide else labels
 
     def pack(self, images_NHWC: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -52,6 +59,15 @@ class RecordFormat:
         records[:, : self.label_bytes] = labels.reshape(len(records), self.label_bytes)
         self.images(records)[:] = images_NHWC
         return records
+
+    def wrong_length(self, path: Path, size_bytes: int) -> str:
+        """Return what to say of a file that is empty or not a whole number of records long."""
+        whole, rest = divmod(size_bytes, self.record_bytes)
+        return (
+            f"{path}: {size_bytes:,} bytes are not a whole number of records of {self.record_bytes:,} bytes; "
+            f"record {whole} (byte offset {whole * self.record_bytes:,}) has {rest:,}.\n"
+            "The file is cut short or has another format: fetch or write it again."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +102,7 @@ def map_records(path: Path, layout: RecordFormat, *, keys: Sequence[str] = ()) -
             size = file.seek(0, 2)
             whole, rest = divmod(size, layout.record_bytes)
             if rest or not whole:
-                raise DataError(
-                    f"{path}: {size:,} bytes are not a whole number of records of {layout.record_bytes:,} bytes; "
-                    f"record {whole} (byte offset {whole * layout.record_bytes:,}) has {rest:,}.\n"
-                    "The file is cut short or has another format: fetch or write it again."
-                )
+                raise DataError(layout.wrong_length(path, size))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise DataError(f"{path}: cannot read this data file: {error.strerror or error}") from error

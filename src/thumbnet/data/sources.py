@@ -63,7 +63,7 @@ def find_or_fetch(dataset: RecordSet, root: Path, *, offline: bool, note: Note, 
     try:
         root.mkdir(parents=True, exist_ok=True)
         waiting = f"{dataset.name}: another process is fetching it; waiting for that"
-        with locked(root / f".lock-{dataset.name}", waiting, note):
+        with locked(root / f".lock-{dataset.folder}", waiting, note):
             if _complete(dataset, folder, repair=repair, note=note):
                 note(f"{dataset.name}: from {folder}, where another process has just put it")
                 return folder
@@ -95,11 +95,11 @@ def _complete(dataset: RecordSet, folder: Path, *, repair: bool, note: Note) -> 
 
 def _fetch(dataset: RecordSet, root: Path, folder: Path, *, offline: bool, note: Note) -> str:
     """Put all files into the folder from the first source that can, and return that source's name."""
-    for leftover in root.glob(f".tmp-{dataset.name}-*"):  # of a process that was killed; the lock says it is gone
+    for leftover in root.glob(f".tmp-{dataset.folder}-*"):  # of a process that was killed; the lock says it is gone
         shutil.rmtree(leftover, ignore_errors=True)
     tried = []
     for source, serve in _sources(dataset, root, offline=offline, note=note):
-        work = Path(tempfile.mkdtemp(prefix=f".tmp-{dataset.name}-", dir=root))
+        work = Path(tempfile.mkdtemp(prefix=f".tmp-{dataset.folder}-", dir=root))
         try:
             for file, chunks in serve(work):
                 _place(work, folder, file, chunks)

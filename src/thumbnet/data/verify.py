@@ -147,7 +147,7 @@ def _bad_record(path: Path, dataset: RecordSet) -> str | None:
     more = f"; {len(bad) - 1:,} more records are bad" if len(bad) > 1 else ""
     if labels[record] < classes:
         return f"{path}: record {record} (byte offset {offset:,}) is empty, nothing but zeros{more}"
-    offset += dataset.layout.label_bytes - 1
+    offset += dataset.layout.label_byte
     return (
         f"{path}: record {record} (byte offset {offset:,}) has label {labels[record]}, "
         f"expected 0 to {classes - 1}{more}"

@@ -28,6 +28,10 @@ PREFETCH_BATCHES = 4
 """Finished batches waiting for the model: enough to bridge the computing of an epoch's order and draws."""
 
 
+BLOCK_EXAMPLES = 64
+"""Examples that are prepared at once, as whole batches: a call of NumPy costs as much as a picture or two."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Input of one step."""
@@ -149,22 +153,32 @@ class TrainingInput:
 
     def _batches(self, step: int) -> Iterator[Batch]:
         """Yield the batches from `step` on."""
-        for numbers, images_NHWC, labels in self._examples(step * self._input.batch_size):
+        size = self._input.batch_size
+        block = max(BLOCK_EXAMPLES // size, 1)
+        own = np.arange(size)[self._share]
+        for numbers, images_NHWC, labels in self._examples(step * size, block):
             images = distort_batch(images_NHWC, self._draws(numbers), self._distort)
-            yield Batch(images=images, labels=torch.from_numpy(labels), indices=numbers % len(self._dataset))
+            labels_N, indices = torch.from_numpy(labels), numbers % len(self._dataset)
+            for start in range(0, block * len(own), len(own)):
+                part = slice(start, start + len(own))
+                yield Batch(images=images[part], labels=labels_N[part], indices=indices[part])
 
-    def _examples(self, position: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield numbers (through all epochs), pictures and labels, a batch at a time, from a position on."""
+    def _examples(self, position: int, block: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield numbers (through all epochs), pictures and labels of this replica's share of `block` batches at a time."""
+        count = block * self._input.batch_size
+        share: slice | np.ndarray = self._share
+        if block > 1:
+            share = np.arange(count).reshape(block, -1)[:, self._share].ravel()
         pool = min(max(pool_examples(self._dataset, self._input), 1), len(self._dataset))
         if len(self._dataset) > _budget_examples(self._dataset, self._input):
             reader = PoolReader(self._dataset, pool=pool, seed=self._seed, position=position)
             while True:
-                numbers, images_NHWC, labels = reader.take(self._input.batch_size)
-                yield numbers[self._share], images_NHWC[self._share], labels[self._share]
+                numbers, images_NHWC, labels = reader.take(count)
+                yield numbers[share], images_NHWC[share], labels[share]
         order = PoolOrder(len(self._dataset), pool=pool, seed=self._seed, position=position)
         while True:
-            numbers, _ = order.take(self._input.batch_size)
-            numbers = numbers[self._share]
+            numbers, _ = order.take(count)
+            numbers = numbers[share]
             yield numbers, *self._dataset.gather(numbers % len(self._dataset))
 
     def _draws(self, numbers: np.ndarray) -> Draws:

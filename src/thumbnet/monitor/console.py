@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from thumbnet.config import LogFormat
 from thumbnet.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.live import Live
-
-LogFormat = Literal["default", "tutorial"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +47,22 @@ class StepReport:
     """Learning rate of the last step."""
     eta_s: float
     """Seconds left; NaN when not known."""
+    label: int
+    """Label of the first picture of the last batch."""
+    logits: tuple[float, ...]
+    """What the network said of that picture before it learnt from it, one number for each class."""
 
 
 class Console:
     """Prints step lines and notes.
 
     In a terminal the step line is one live line that stays below the notes; that of the last step is left standing.
-    In a notebook it is an output that is replaced until there is a note. Elsewhere (a file, a pipe), and with the
-    tutorial's format, every report is a plain line: no carriage returns, no colours. The log file gets plain lines
-    always. A stream or log file that fails (disk full, terminal gone) is given up; the training goes on.
+    In a notebook it is an output that is replaced until there is a note. Elsewhere (a file, a pipe), and in the other
+    formats, every report is a plain line: no carriage returns, no colours. The log file gets plain lines always. A
+    stream or log file that fails (disk full, terminal gone) is given up; the training goes on.
 
     Args:
-        format: `default`, or `tutorial` for the line of 2015.
+        format: `default`, `tutorial` for the line of 2015, or `book` for label and logits.
         stream: where to print; if None, where `say` does.
         log_path: file that everything is appended to as plain lines, or None.
         quiet: print nothing at all; only the log file is written.
@@ -95,7 +98,7 @@ class Console:
 
     def step(self, report: StepReport) -> None:
         """Show a step line."""
-        line = format_tutorial(report, self._now()) if self._format == "tutorial" else format_step(report)
+        line = self._line(report)
         self._write_log(line)
         if self._output is not None:
             self._output.show(line)
@@ -106,6 +109,12 @@ class Console:
             self._print_above(line)
         else:
             self._guard(lambda live: live.update(format_step(report, live.console.width - 1), refresh=True))
+
+    def _line(self, report: StepReport) -> str:
+        """Return the plain line of a report."""
+        if self._format == "tutorial":
+            return format_tutorial(report, self._now())
+        return format_book(report) if self._format == "book" else format_step(report)
 
     def note(self, text: str) -> None:
         """Print a line or several, above the live line."""
@@ -236,6 +245,11 @@ def format_tutorial(report: StepReport, time: datetime) -> str:
         f"{time:%Y-%m-%d %H:%M:%S.%f}: step {step}, loss = {report.loss:.2f} "
         f"({report.images_per_second:.1f} examples/sec; {report.seconds_per_batch:.3f} sec/batch)"
     )
+
+
+def format_book(report: StepReport) -> str:
+    """Return the line of the book's trainer: `[label]: logits`."""
+    return f"[{report.label}]: [{' '.join(f'{logit:.4g}' for logit in report.logits)}]"
 
 
 def format_duration(seconds: float) -> str:

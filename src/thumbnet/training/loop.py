@@ -23,6 +23,7 @@ from thumbnet.monitor.health import GradientCheck, SpikeDetector
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.monitor.tensorboard import Summaries
 from thumbnet.runs.run import Run
+from thumbnet.training.narrator import Narrator
 from thumbnet.training.optimizers import decay_terms, set_rates
 from thumbnet.training.progress import Length, TrainClock, Window, smooth
 from thumbnet.training.schedules import rate_factor
@@ -90,6 +91,11 @@ class Training:
         self._leads = replicas.rank == 0
         batch_size = run.recipe.input.batch_size
         self._team = Team(replicas, state.model, batch_size=batch_size, seconds=self._clock.seconds)
+        self._narrator = (
+            Narrator(run, splits, state, precision=precision, console=console)
+            if self._leads and run.recipe.train.log_format == "book"
+            else None
+        )
 
     def fit(self, stop: StopSignal, on_first_step: Callable[[], None]) -> Outcome:
         """Train to the end, or until a stop is requested; in either case the last step has a checkpoint.
@@ -123,6 +129,8 @@ class Training:
                 self._window.restart(wait_s=batches.wait_s)
                 stopped = None
                 while self._done() < 1 and not (stopped := self._team.stop(stop.requested)):
+                    if self._narrator:
+                        self._narrator.before_step()
                     batch = _on_device(next(batches))
                     rate = self._set_rate()
                     with self._watched(batch) as before_update:
@@ -137,6 +145,8 @@ class Training:
                         )
                     self._after_step(result, rate, self._team.waited(batches.wait_s))
                 self._save_unless_saved()
+                if self._narrator:
+                    self._narrator.conclude(finished=self._done() == 1)
                 wait_s = self._team.waited(batches.wait_s)
         except DivergedError:
             self._save_unless_saved()
@@ -187,7 +197,7 @@ class Training:
         # The first step has a line as in the tutorial, so that one sees at once that it runs.
         if state.step == 1 or state.step % train.log_every == 0 or self._done() == 1:
             if self._leads:
-                self._report(losses["total"], rate, wait_s)
+                self._report(losses["total"], result, rate, wait_s)
             self._window.restart(wait_s=wait_s)
         if self._checkpoint_due():
             self._save()
@@ -219,7 +229,7 @@ class Training:
             }
         )
 
-    def _report(self, loss: float, rate: float, wait_s: float) -> None:
+    def _report(self, loss: float, result: StepResult, rate: float, wait_s: float) -> None:
         """Show a step line and add it to the metrics."""
         report = self._window.report(
             step=self.state.step,
@@ -230,6 +240,8 @@ class Training:
             rate=rate,
             wait_s=wait_s,
             done=self._done(),
+            label=int(result.first_label),
+            logits=tuple(result.first_logits.tolist()),
         )
         self.console.step(report)
         row = {"step": report.step, "epoch": report.epoch, "loss": loss, "smoothed_loss": report.smoothed_loss}

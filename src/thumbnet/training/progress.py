@@ -100,6 +100,8 @@ class Window:
         rate: float,
         wait_s: float,
         done: float,
+        label: int,
+        logits: tuple[float, ...],
     ) -> StepReport:
         """Return the step line of this window."""
         seconds = max(time.perf_counter() - self._started - self._excluded_s, 1e-9)
@@ -121,4 +123,6 @@ class Window:
             seconds_per_batch=seconds_per_step,
             learning_rate=rate,
             eta_s=remaining_s,
+            label=label,
+            logits=logits,
         )

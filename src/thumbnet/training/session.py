@@ -47,6 +47,7 @@ RESUMABLE = (
     "train.epochs",
     "train.time_limit_s",
     "train.log_every",
+    "train.log_format",
     "train.summary_every",
     "train.checkpoint_every_steps",
     "train.checkpoint_every_s",

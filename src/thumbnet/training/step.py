@@ -27,6 +27,10 @@ class StepResult:
     """Share of the batch that the network had right before the update, 0 to 1."""
     gradient_norm: float
     """Euclidean norm of the gradient of the cross-entropy over all weights."""
+    first_label: Tensor
+    """Label of the first picture of the batch, int64 []."""
+    first_logits: Tensor
+    """What the network said of that picture before the update, float32 [classes]."""
 
 
 def train_step(
@@ -72,4 +76,10 @@ def train_step(
     if state.average is not None:
         state.average.update(state.step)
     state.step += 1
-    return StepResult(loss=loss_value, accuracy=figures.accuracy.item(), gradient_norm=gradient_norm)
+    return StepResult(
+        loss=loss_value,
+        accuracy=figures.accuracy.item(),
+        gradient_norm=gradient_norm,
+        first_label=batch.labels[0],
+        first_logits=logits_BK.detach()[0],
+    )

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thumbnet import __version__, engine
-from thumbnet.config import recipe_from_dict, recipe_to_dict
+from thumbnet.config import LogFormat, recipe_from_dict, recipe_to_dict
 from thumbnet.data.dataset import Splits
 from thumbnet.distributed.place import job_of
 from thumbnet.distributed.replicas import PREPARATION_S, Replicas
 from thumbnet.distributed.team import batch_statistics
 from thumbnet.errors import UsageError
-from thumbnet.monitor.console import Console, LogFormat
+from thumbnet.monitor.console import Console
 from thumbnet.runs.facts import facts_of
 from thumbnet.runs.run import Run, find_job
 

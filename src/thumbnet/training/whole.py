@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from thumbnet import engine
-from thumbnet.config import Recipe
+from thumbnet.config import LogFormat, Recipe
 from thumbnet.data import lasting_name, load_splits
 from thumbnet.data.dataset import Splits
 from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.errors import DivergedError, UsageError
 from thumbnet.kernels import load_library
-from thumbnet.monitor.console import LogFormat, format_duration, say
+from thumbnet.monitor.console import format_duration, say
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.runs.facts import check_facts
 from thumbnet.runs.run import Run, find_checkpoint
@@ -40,8 +40,6 @@ class Options:
     """Processor threads; None for every core, or as many as a resumed run began with."""
     look_at_test: bool = True
     """Evaluate on the test set at the end."""
-    log_format: LogFormat = "default"
-    """Form of the step line."""
     quiet: bool = False
     """Print nothing; the run's log is written all the same."""
     second_signal: StopSignal.Second = "exit"
@@ -138,7 +136,7 @@ def train_new(
         recipe, out, name, options.load if splits is None else lambda _: splits, given=given, note=options.note
     )
     with _no_empty_run(run):
-        return _train(run, lambda: loaded, options, resume=False)
+        return _train(run, lambda: loaded, options, run.recipe.train.log_format, resume=False)
 
 
 def follow(options: Options) -> TrainResult:
@@ -151,7 +149,7 @@ def follow(options: Options) -> TrainResult:
     """
     run, resume, threads = hear_of_run(options.replicas)
     engine.prepare(threads or options.threads)
-    return _train(run, lambda: options.load(run.recipe), options, resume=resume)
+    return _train(run, lambda: options.load(run.recipe), options, run.recipe.train.log_format, resume=resume)
 
 
 def run_to_resume(out: Path, name_or_path: str | None) -> Run:
@@ -196,14 +194,16 @@ def train_on(run: Run, overrides: Mapping[str, object], options: Options) -> Tra
         run.change_recipe(recipe)
         return splits
 
-    return _train(run, load, options, resume=True)
+    return _train(run, load, options, recipe.train.log_format, resume=True)
 
 
-def _train(run: Run, load: Callable[[], Splits], options: Options, *, resume: bool) -> TrainResult:
+def _train(
+    run: Run, load: Callable[[], Splits], options: Options, log_format: LogFormat, *, resume: bool
+) -> TrainResult:
     """Train a run, new or begun, to its end, and evaluate it."""
     start_seconds: list[float] = []
     replicas = options.replicas
-    with folder_of(run, options.log_format, replicas, quiet=options.quiet) as console:
+    with folder_of(run, log_format, replicas, quiet=options.quiet) as console:
         splits = load()
         if not replicas.rank:
             announce_run(replicas, run, resume=resume)
