@@ -150,6 +150,8 @@ def decay_of(name: str, parameter: Tensor, weight_decay: Mapping[str, float]) ->
 def decay_terms(model: nn.Module, weight_decay: Mapping[str, float]) -> dict[str, Tensor]:
     """Return c/2 * ||w||^2 of each decayed layer, by layer name: what weight decay adds to the loss."""
     terms: dict[str, Tensor] = {}
+    if not weight_decay:
+        return terms  # walking through a network takes longer than a step may
     for name, parameter in model.named_parameters():
         if decay := decay_of(name, parameter, weight_decay):
             term = decay / 2 * parameter.detach().square().sum()
