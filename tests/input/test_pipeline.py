@@ -50,6 +50,20 @@ def test_batches_are_the_orders_of_the_epochs_one_after_the_other(pictures: Any,
             position += 1
 
 
+@pytest.mark.parametrize("pool_mib", [512, 1])
+@pytest.mark.parametrize("batch_size", [2, 5, 100])
+def test_the_shares_of_replicas_make_up_the_batches(pictures: Any, batch_size: int, pool_mib: int) -> None:
+    # Pictures of 48x48 do not fit into a pool of 1 MiB, so that they are read in blocks.
+    dataset = pictures(400, (48, 48, 3))
+    options: dict[str, Any] = {"batch_size": batch_size, "pool_mib": pool_mib}
+    middle = batch_size // 2
+    halves = [take(dataset, 7, share=part, **options) for part in (slice(0, middle), slice(middle, None))]
+    for whole, one, other in zip(take(dataset, 7, **options), *halves, strict=True):
+        assert whole.indices.tolist() == [*one.indices, *other.indices]
+        assert torch.equal(whole.labels, torch.cat([one.labels, other.labels]))
+        assert torch.equal(whole.images, torch.cat([one.images, other.images]))
+
+
 @pytest.mark.parametrize("step", [1, 3, 4, 8, 23])
 def test_resumed_batches_are_identical(pictures: Any, step: int) -> None:
     dataset = pictures(30)
@@ -73,15 +87,15 @@ def test_the_pool_is_a_share_of_the_epoch_within_the_memory_allowed(pictures: An
 def test_an_error_in_the_background_reaches_the_consumer(pictures: Any) -> None:
     class Broken(pictures):
         def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            if indices[0] >= 16:
-                raise DataError("record 16 is damaged")
+            if indices[0] >= 128:
+                raise DataError("record 128 is damaged")
             return super().gather(indices)
 
-    with TrainingInput(Broken(40), DISTORT, InputConfig(batch_size=8, pool=0), seed=0) as batches:
-        assert next(batches).indices.tolist() == list(range(8))
+    with TrainingInput(Broken(200), DISTORT, InputConfig(batch_size=64, pool=0), seed=0) as batches:
+        assert next(batches).indices.tolist() == list(range(64))
         next(batches)
         for _ in range(2):
-            with pytest.raises(DataError, match="record 16 is damaged"):
+            with pytest.raises(DataError, match="record 128 is damaged"):
                 next(batches)
 
 
