@@ -51,7 +51,10 @@ def test_cifar100_by_fine_and_by_coarse_labels(
     data: str, classes: int, last: str, cifar100: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "runs"), "--data-dir", str(cifar100)]
-    assert main(["train", "--preset", "cifar100", "--data", data, *SMALL, *out, "--name", "run", "--json"]) == 0
+    narrow = ["--set", "model.options.widths=[32, 32, 32]"]
+    assert (
+        main(["train", "--preset", "cifar100", "--data", data, *SMALL, *narrow, *out, "--name", "run", "--json"]) == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert (result["preset"], result["steps"]) == ("cifar100", 2)
     facts = json.loads((tmp_path / "runs" / "run" / "data.json").read_text())

@@ -164,7 +164,7 @@ class TrainingInput:
                 yield Batch(images=images[part], labels=labels_N[part], indices=indices[part])
 
     def _examples(self, position: int, block: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield numbers (through all epochs), pictures and labels of this replica's share, `block` batches at a time."""
+        """Yield numbers (through all epochs), pictures and labels of a replica's share, `block` batches at a time."""
         count = block * self._input.batch_size
         share: slice | np.ndarray = self._share
         if block > 1:
