@@ -27,7 +27,7 @@ REPORT = StepReport(
     learning_rate=0.0823,
     eta_s=84,
     label=6,
-    logits=(-0.0012345, 2.5, 1234.5678),
+    logits=(-0.00125, 2.5, 1234.5678),
 )
 LINE = (
     "step 1200/1960  epoch 12.2/20  loss 1.234 (avg 1.301)  acc  61.2 %   3,120 img/s  wait  0.1 %  lr 0.0823    "
@@ -103,6 +103,12 @@ def test_a_full_second_keeps_its_zeros() -> None:
     assert stream.getvalue().startswith(
         "2015-11-04 11:45:45.000000: step 1200, loss = 1.23 (3120.4 examples/sec; 0.041"
     )
+
+
+def test_the_books_format_is_label_and_logits(terminal: Terminal) -> None:
+    with Console("book", terminal) as console:
+        console.step(REPORT)
+    assert terminal.getvalue() == "[6]: [-0.00125 2.5 1235]\n"
 
 
 def test_a_terminal_has_one_live_line_below_the_notes(terminal: Terminal, tmp_path: Path) -> None:
