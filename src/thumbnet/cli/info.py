@@ -50,10 +50,12 @@ def run(args: argparse.Namespace) -> int:
         config, crop = recipe.model, recipe.distort.crop
     model = build_model(config, num_classes=classes, crop=crop)
     layers = describe_layers(model, (3, crop, crop))
+    # Not the sum over the layers: some of timm's networks have weights outside of them.
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     if args.json:
-        print(json.dumps(_as_dict(config.name, layers)))
+        print(json.dumps(_as_dict(config.name, layers, parameters)))
     else:
-        _print_table(config.name, crop, layers)
+        _print_table(config.name, crop, layers, parameters)
     return 0
 
 
@@ -75,21 +77,20 @@ def _run(args: argparse.Namespace) -> tuple[Recipe, int]:
     return found.recipe, len(class_names_of(found.path, found.recipe.data.name))
 
 
-def _as_dict(name: str, layers: list[LayerInfo]) -> dict[str, Any]:
+def _as_dict(name: str, layers: list[LayerInfo], parameters: int) -> dict[str, Any]:
     return {
         "model": name,
-        "parameters": sum(layer.parameters for layer in layers),
+        "parameters": parameters,
         "multiply_adds": sum(layer.multiply_adds for layer in layers),
         "layers": [dataclasses.asdict(layer) for layer in layers],
     }
 
 
-def _print_table(name: str, crop: int, layers: list[LayerInfo]) -> None:
+def _print_table(name: str, crop: int, layers: list[LayerInfo], parameters: int) -> None:
     rows = [("layer", "kind", "output", "parameters", "multiply-adds")]
     for layer in layers:
         shape = "x".join(map(str, layer.output_shape))
         rows.append((layer.name, layer.kind, shape, f"{layer.parameters:,}", f"{layer.multiply_adds:,}"))
-    parameters = sum(layer.parameters for layer in layers)
     multiply_adds = sum(layer.multiply_adds for layer in layers)
     rows.append(("total", "", "", f"{parameters:,}", f"{multiply_adds:,}"))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
