@@ -183,7 +183,9 @@ def command_of(peer: Peer, python: str, *, data: Path, seconds: float, scaling: 
 def run(command: list[str], cores: list[int]) -> list[dict[str, Any]]:
     """Run a peer on some cores and return the lines that it printed."""
     command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command, "--started", str(time.monotonic())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False)
+    # Its cores decide how many threads each takes, not what this shell may have been told.
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False, env=environment)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}\nended with {done.returncode}")
     return parse(done.stdout)

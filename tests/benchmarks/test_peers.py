@@ -135,10 +135,14 @@ def test_a_peer_that_fails_is_shown(peers: ModuleType) -> None:
         peers.run([sys.executable, "-c", "import sys; print('out of order', file=sys.stderr); sys.exit(3)"], core)
 
 
-def test_a_peer_runs_on_its_cores(peers: ModuleType) -> None:
+def test_a_peer_runs_on_its_cores(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     core = sorted(os.sched_getaffinity(0))[:1]
-    program = "import os, json; print(json.dumps({'measure': 'cores', 'cores': sorted(os.sched_getaffinity(0))}))"
-    assert peers.run([sys.executable, "-c", program], core) == [{"measure": "cores", "cores": core}]
+    program = (
+        "import os, json; cores = sorted(os.sched_getaffinity(0));"
+        "print(json.dumps({'measure': 'cores', 'cores': cores, 'threads': os.environ.get('OMP_NUM_THREADS')}))"
+    )
+    assert peers.run([sys.executable, "-c", program], core) == [{"measure": "cores", "cores": core, "threads": None}]
 
 
 def test_speed_is_calls_over_time_without_the_warm_up(measure: ModuleType) -> None:
