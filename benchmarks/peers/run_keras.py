@@ -76,8 +76,6 @@ def build_model() -> Any:
     model.compile(
         optimizer=keras.optimizers.SGD(rate, use_ema=True, ema_momentum=AVERAGE_DECAY),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        # Its default, XLA wherever the layers allow it, was slower on a processor.
-        jit_compile=False,
     )
     return model
 
