@@ -151,6 +151,8 @@ def figures() -> list[str]:
         f"* bf16 against fp32, the first {precision['steps']:,} steps of the same seed: the loss curves are "
         f"{precision['mean_distance_bf16_fp32_same_seed']:.3f} apart, two seeds of fp32 "
         f"{precision['mean_distance_fp32_two_seeds']:.3f} (means over the curve).",
+        f"* The book's trainer, two epochs of one picture at a time: "
+        f"{percent(load('book/result.json')['evaluation']['accuracy'])} of the test set.",
         f"* `thumbnet --help`: {system['help_seconds']['median']:.2f} s.",
         "",
         f"Machine: {system['machine']['cores']} cores of an {system['machine']['cpu']} with AMX, PyTorch "
