@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -70,11 +71,15 @@ def plot(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> bytes
     figure = empty_figure(7, 4.5, f"logits of the first training picture, a {class_names[picture['label']]}")
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in rows]
-    for number, name in enumerate(class_names):
+    last = rows[-1][FIRST_PICTURE]["logits"]
+    line, height = 0.04 * (max(last) - min(last)), -math.inf
+    for number in sorted(range(len(class_names)), key=last.__getitem__):
         own = number == picture["label"]
         logits = [row[FIRST_PICTURE]["logits"][number] for row in rows]
         axes.plot(epochs, logits, color=BLUE if own else MUTED, linewidth=2.2 if own else 1, marker=".")
-        axes.annotate(name, (epochs[-1], logits[-1]), (6, -3), textcoords="offset points", fontsize=8)
+        # Names stand a line apart at least, so that close logits do not print one over the other.
+        height = max(logits[-1], height + line)
+        axes.annotate(class_names[number], (epochs[-1], height), (6, -3), textcoords="offset points", fontsize=8)
     axes.set_xticks(epochs, [f"after epoch {epoch}" if epoch else "before training" for epoch in epochs])
     axes.set_xlim(epochs[0] - 0.1, epochs[-1] + 0.35)
     axes.set_ylabel("logit")
