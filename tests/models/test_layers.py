@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from thumbnet.kernels import load_library
-from thumbnet.models import layers
+from thumbnet.models import fused
+from thumbnet.models.fused import same_padding
 from thumbnet.models.layers import (
     LocallyConnected,
     LocalResponseNorm,
@@ -18,7 +19,6 @@ from thumbnet.models.layers import (
     SameMaxPool,
     band_sum,
     patches_by_position,
-    same_padding,
 )
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
@@ -28,7 +28,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a test with the compiled kernels, and again with plain torch."""
     if request.param == "plain":
-        monkeypatch.setattr(layers, "_kernels_take", lambda _: False)
+        monkeypatch.setattr(fused, "kernels_take", lambda _: False)
     elif load_library().handle is None:
         pytest.skip(load_library().why)
     return str(request.param)
