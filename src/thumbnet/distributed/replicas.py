@@ -54,7 +54,7 @@ class Replicas:
         size = torch.tensor([len(content)])
         dist.broadcast(size, src=0)
         values = torch.empty(int(size), dtype=torch.uint8)
-        if self.rank == 0:
+        if self.rank == 0 and content:
             values = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         dist.broadcast(values, src=0)
         return values.numpy().tobytes()
