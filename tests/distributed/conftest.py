@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-TIMEOUT_S = 240  # of a test that waits; a machine under load is slow
+TIMEOUT_S = 120  # of a test that waits; a machine under load is slow
 
 
 class Nursery:
@@ -24,7 +24,7 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"},
         )
         self.alive: set[int] = set()
 
@@ -81,20 +81,34 @@ class Group:
         return [(self.folder / f"{rank}.out").read_text() for rank in range(len(self.pids))]
 
     def wait_for_step(self, run: Path, step: int) -> None:
-        """Wait until the run's metrics tell of a step."""
-        wait_for_step(run, step)
+        """Wait until the run's metrics tell of a step; fail when a replica ends before."""
+        wait_until(lambda: last_step(run) >= step, self._all_run)
+
+    def wait_for_error(self, rank: int) -> None:
+        """Wait until a replica tells of an error."""
+        wait_until(lambda: "thumbnet: error" in self.errors()[rank], lambda: True)
+
+    def _all_run(self) -> bool:
+        ended = {pid: code for pid in self.pids if (code := self._nursery.ask({"poll": pid})) is not None}
+        self._nursery.alive -= ended.keys()
+        assert not ended, (ended, self.errors())
+        return True
 
 
-def wait_for_step(run: Path, step: int) -> None:
-    """Wait until the metrics of a run tell of a step."""
+def wait_until(reached: Callable[[], bool], still_possible: Callable[[], bool]) -> None:
+    """Wait until something is the case."""
     deadline = time.monotonic() + TIMEOUT_S
-    metrics = run / "metrics.jsonl"
-    while True:
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        if lines and lines[-1].endswith("}") and json.loads(lines[-1])["step"] >= step:
-            return
+    while not reached():
+        assert still_possible()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def last_step(run: Path) -> int:
+    """Return the last step that the metrics of a run tell of, 0 for none."""
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines and lines[-1].endswith("}") else 0
 
 
 def free_port() -> int:

@@ -10,6 +10,8 @@ import os
 import runpy
 import sys
 
+import torch._dynamo  # noqa: F401 - DistributedDataParallel would import it, for seconds too
+
 import thumbnet.distributed.join
 import thumbnet.training.whole  # noqa: F401 - this is what takes seconds
 from thumbnet.cli.main import main

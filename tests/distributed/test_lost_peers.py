@@ -1,7 +1,7 @@
 import pytest
 import torch.distributed as dist
 
-from thumbnet.distributed.replicas import _is_communication_failure
+from thumbnet.distributed.replicas import is_loss
 
 
 @pytest.mark.parametrize(
@@ -15,9 +15,9 @@ from thumbnet.distributed.replicas import _is_communication_failure
     ],
 )
 def test_a_failing_connection_means_a_lost_peer(error: Exception) -> None:
-    assert _is_communication_failure(error)
+    assert is_loss(error)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("Connection")])
 def test_other_errors_do_not(error: Exception) -> None:
-    assert not _is_communication_failure(error)
+    assert not is_loss(error)

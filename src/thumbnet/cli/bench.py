@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from thumbnet.cli import bench_machine
+from thumbnet.cli import bench_devices, bench_machine
 from thumbnet.cli.flags import add_data_flags, duration, make_writable, note, whole_number
 
 
@@ -34,13 +34,19 @@ def add_parser(subparsers: Any) -> None:
     part.add_argument("--json", action="store_true", help="print one JSON object")
     part.add_argument("--out", type=Path, metavar="FILE", help="also write that object to a file")
     add_data_flags(part)
+    bench_devices.add_part(parts)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
     if args.part is None:
         args = args.parser.parse_args(["machine"])
-    parts = {"input": _run_input, "machine": bench_machine.run_machine, "step": bench_machine.run_step}
+    parts = {
+        "input": _run_input,
+        "machine": bench_machine.run_machine,
+        "step": bench_machine.run_step,
+        "devices": bench_devices.run_devices,
+    }
     return parts[args.part](args)
 
 

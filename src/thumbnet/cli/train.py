@@ -117,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
 
         if (replicas := available(args.devices, note)) > 1:
             return launch(args.words, count=replicas, max_restarts=args.max_restarts)
-    # PyTorch would tell of every attempt to connect.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # PyTorch would tell of every attempt to connect, and follow an error with the stack of its own code.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from thumbnet.distributed.join import joined
 
     with joined(place, args.timeout) as peers:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from thumbnet.distributed.cores import take_share
 from thumbnet.distributed.place import Place
-from thumbnet.distributed.replicas import ALONE, POLL_S, Replicas, first_line
+from thumbnet.distributed.replicas import ALONE, POLL_S, Replicas, exit_code, first_line, is_loss
 from thumbnet.errors import PeerLostError, UsageError
 
 
@@ -42,14 +45,31 @@ def joined(place: Place | None, timeout_s: float) -> Iterator[Replicas]:
         _connect(replicas, place.local_rank)
         yield replicas
     except BaseException as error:
-        failure = replicas.end(error)
+        lost = is_loss(error)
+        failure = replicas.end(error, lost=lost)
+        if lost:
+            atexit.register(_exit_at_once, exit_code(failure))
+        else:
+            _disconnect()
+        replicas.say_farewell(holds_store=holds_store)
         if failure is error:
             raise
         raise failure from error
-    finally:
-        with contextlib.suppress(RuntimeError, ValueError):
-            dist.destroy_process_group()
-        replicas.say_farewell(holds_store=holds_store)
+    _disconnect()
+    replicas.say_farewell(holds_store=holds_store)
+
+
+def _disconnect() -> None:
+    """Close the connections, on which the others may be waiting."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _exit_at_once(code: int) -> None:
+    """End without the library's own farewell, which would wait for exchanges that nobody answers any more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _connect(replicas: Replicas, local_rank: int) -> None:

@@ -93,7 +93,7 @@ def _exit_code(folder: Path) -> int:
 @contextlib.contextmanager
 def _environment(folder: str) -> Iterator[None]:
     """Set what the replicas inherit."""
-    wanted = {EXIT_FOLDER: folder, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    wanted = {EXIT_FOLDER: folder, "TORCH_CPP_LOG_LEVEL": "FATAL"}
     if sys.platform == "linux":
         # Nothing leaves the machine, whatever its name resolves to.
         wanted["GLOO_SOCKET_IFNAME"] = "lo"

@@ -109,13 +109,16 @@ class Replicas:
         said: str = self.store.get(key).decode()
         return said
 
-    def end(self, error: BaseException) -> BaseException:
+    def end(self, error: BaseException, *, lost: bool) -> BaseException:
         """Tell the others of a failure, unless it is theirs; return what this replica is to raise.
 
         The first that fails tells the user; the others end silently, with the same exit code.
+
+        Args:
+            error: what has happened here.
+            lost: whether that is the loss of another replica (`is_loss`).
         """
         assert self.store is not None
-        lost = isinstance(error, _PeerFailedError | PeerLostError) or _is_communication_failure(error)
         try:
             if lost:
                 # A peer that fails says so before it closes its connections.
@@ -125,7 +128,7 @@ class Replicas:
                 return SystemExit(int(self.store.get(_FAILED)))
             if self.store.add("failures", 1) > 1:
                 return SystemExit(int(self._get(_FAILED)))
-            self.store.set(_FAILED, str(_exit_code(PeerLostError("") if lost else error)))
+            self.store.set(_FAILED, str(exit_code(PeerLostError("") if lost else error)))
         except (RuntimeError, ThumbnetError):
             pass  # the store went with the machine that held it: this replica speaks for itself
         if lost and not isinstance(error, PeerLostError):
@@ -155,15 +158,15 @@ class _PeerFailedError(Exception):
 ALONE = Replicas()
 
 
-def _is_communication_failure(error: BaseException) -> bool:
-    """Tell whether an error of torch means that a peer cannot be reached: gloo has no type of its own for it."""
-    if isinstance(error, dist.DistError):
+def is_loss(error: BaseException) -> bool:
+    """Tell whether an error means that another replica does not answer: gloo has no type of its own for that."""
+    if isinstance(error, _PeerFailedError | PeerLostError | dist.DistError):
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and any(word in text for word in _NETWORK_WORDS)
 
 
-def _exit_code(error: BaseException) -> int:
+def exit_code(error: BaseException) -> int:
     """Return the exit code that the program gives an error."""
     if isinstance(error, ThumbnetError):
         return error.exit_code

@@ -19,7 +19,7 @@ EXIT_FOLDER = "THUMBNET_EXIT_FOLDER"
 
 
 def main() -> int:
-    """Run the command; returns what the agent is to see."""
+    """Run the command; return what the agent is to see."""
     from thumbnet.cli.main import main as command
 
     _stop_with_launcher()
@@ -42,4 +42,8 @@ def _stop_with_launcher() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: after the loss of a replica the library would wait for exchanges that nobody answers.
+    os._exit(status)
