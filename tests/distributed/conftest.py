@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-TIMEOUT_S = 120  # of a test that waits; a machine under load is slow
+TIMEOUT_S = 300  # of a test that waits; a machine under load is slow
 
 
 class Nursery:
@@ -88,6 +88,10 @@ class Group:
         """Wait until a replica tells of an error."""
         wait_until(lambda: "thumbnet: error" in self.errors()[rank], lambda: True)
 
+    def wait_for(self, text: str) -> None:
+        """Wait until the first tells something on standard error."""
+        wait_until(lambda: text in self.errors()[0], self._all_run)
+
     def _all_run(self) -> bool:
         ended = {pid: code for pid in self.pids if (code := self._nursery.ask({"poll": pid})) is not None}
         self._nursery.alive -= ended.keys()
@@ -129,7 +133,7 @@ Start = Callable[..., Group]
 
 @pytest.fixture(scope="package")
 def start(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Return what starts replicas: of a command, or of a script; `only` starts some ranks of them alone."""
+    """Return what starts replicas: of a command, or of a script; `only` some of them, `plain` outside a group."""
 
     def start_replicas(
         count: int,
@@ -137,12 +141,13 @@ def start(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Start:
         *,
         script: Path | None = None,
         only: range | None = None,
+        plain: bool = False,
         **variables: str,
     ) -> Group:
-        place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        place = {} if plain else {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         each = words if words and isinstance(words[0], list) else [words] * count
         orders: list[dict[str, object]] = [
-            {"words": each[rank], "env": place | {"RANK": str(rank)} | variables}
+            {"words": each[rank], "env": (place | {"RANK": str(rank)} if place else {}) | variables}
             | ({"script": str(script)} if script else {})
             for rank in only or range(count)
         ]

@@ -1,0 +1,94 @@
+"""Torch's launcher around the replicas: deaths, restarts, signals, exit codes."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from thumbnet import engine
+from thumbnet.distributed.launch import available
+from thumbnet.runs.checkpoint import load_checkpoint
+from thumbnet.runs.run import Run
+
+LAUNCHER = Path(__file__).with_name("launcher.py")
+WORDS = ["train", "--data", "shapes", "--preset", "classic", "--precision", "fp32", "--threads", "1", "--lr", "0.01"]
+WORDS += ["--batch-size", "6", "--log-every", "1", "--summary-every", "0", "--checkpoint-every", "2", "--no-test"]
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started, oldest first."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def test_a_replica_that_is_killed_costs_a_checkpoint_interval_and_a_signal_to_the_launcher_stops_all(
+    start: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    launcher = start(
+        1, [*WORDS, "--steps", "100000", "--out", str(tmp_path), "--name", "run"], script=LAUNCHER, plain=True
+    )
+    launcher.wait_for_step(run, 5)
+    replicas = children_of(launcher.pids[0])
+    assert len(replicas) == 2
+    os.kill(replicas[1], signal.SIGKILL)
+    launcher.wait_for("goes on with its run")
+    launcher.wait_for_step(run, 12)
+    os.kill(launcher.pids[0], signal.SIGTERM)
+    assert launcher.end() == [143], launcher.errors()
+    error = launcher.errors()[0]
+    assert error.count("thumbnet: error") == 1
+    assert "another of the 2 replicas is gone" in error
+    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    steps = [row["step"] for row in Run.open(run).read_metrics()]
+    assert steps == list(range(1, steps[-1] + 1))
+    checkpoint = Run.open(run).checkpoints.latest()
+    assert checkpoint.step == steps[-1]
+
+    alone = start(1, [*WORDS, "--steps", str(steps[-1]), "--out", str(tmp_path), "--name", "alone"])
+    assert alone.end() == [0], alone.errors()
+    expected = load_checkpoint(max((tmp_path / "alone" / "checkpoints").glob("step-*")))
+    for name, value in checkpoint.model.items():
+        torch.testing.assert_close(value, expected.model[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_an_error_that_no_restart_would_mend_ends_all_at_once(start: Any, tmp_path: Path) -> None:
+    launcher = start(1, ["train", "--preset", "clasic", "--out", str(tmp_path)], script=LAUNCHER, plain=True)
+    assert launcher.end() == [2], launcher.errors()
+    assert launcher.errors()[0].startswith("thumbnet: error: unknown preset 'clasic'")
+    assert launcher.errors()[0].count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("asked", "cores", "expected"), [(2, 4, 2), (4, 4, 4), (8, 3, 3), (2, 1, 1)])
+def test_no_more_replicas_than_cores(asked: int, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "usable_cores", lambda: cores)
+    monkeypatch.setattr(engine, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    notes: list[str] = []
+    assert available(asked, notes.append) == expected
+    if asked > cores:
+        assert notes == [
+            f"--devices {asked}: this machine has {cores} core{'s' * (cores > 1)} to use, one for each replica"
+        ]
+    else:
+        assert not notes
+
+
+def test_one_replica_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    notes: list[str] = []
+    assert available(3, notes.append) == 2
+    assert notes == ["--devices 3: this machine has 2 GPUs to use, one for each replica"]
