@@ -159,6 +159,9 @@ class TrainConfig:
     """Seconds after which training ends, its schedule having run out by then; 0 for no limit."""
     label_smoothing: float = 0.0
     """Share of each target that is spread evenly over all classes in the loss, 0 to below 1."""
+    grain: int = 0
+    """Images whose gradients are computed together and then summed up exactly: the weights are the same to the bit on
+    any number of devices of one kind, if each has as many threads. 0: all images that a device has, which is faster."""
     precision: PrecisionName = "auto"
     """Arithmetic of the network; auto takes bf16 where the processor has it in hardware, else fp32."""
     log_every: int = 50
@@ -232,6 +235,7 @@ class Recipe:
             "steps",
             "epochs",
             "time_limit_s",
+            "grain",
             "summary_every",
             "checkpoint_every_steps",
             "checkpoint_every_s",

@@ -71,6 +71,40 @@ def test_any_number_of_devices_trains_the_same(count: int, groups: dict[int, Any
         assert result["test"][weights] == pytest.approx(expected["test"][weights], rel=1e-3)
 
 
+def weights_of(run: Path) -> dict[str, bytes]:
+    newest = max((run / "checkpoints").glob("step-*"))
+    return {name: (newest / f"{name}.safetensors").read_bytes() for name in ("model", "average", "state")}
+
+
+def assert_same_bits(start: Any, out: Path, words: list[str], counts: tuple[int, ...]) -> None:
+    groups = {count: start(count, [*words, "--out", str(out), "--name", f"on{count}"]) for count in counts}
+    for group in groups.values():
+        assert set(group.end()) == {0}, group.errors()
+    for count in counts[1:]:
+        assert weights_of(out / f"on{count}") == weights_of(out / "on1"), count
+    assert "replicas over gloo, grains of" in groups[counts[-1]].errors()[0]
+
+
+@pytest.mark.parametrize("preset", [["classic", "--lr", "0.1"], ["quick", "--set", "model.options.widths=[8, 8, 8]"]])
+def test_with_grains_the_weights_are_the_same_to_the_bit(preset: list[str], start: Any, tmp_path: Path) -> None:
+    """13 images in grains of 4, the last one of 1, on up to four devices."""
+    words = ["train", "--data", "shapes", "--precision", "fp32", "--threads", "1", "--no-test", "--summary-every", "0"]
+    words += ["--grain", "4", "--batch-size", "13", "--steps", "5", "--preset", *preset]
+    assert_same_bits(start, tmp_path, words, (1, 3, 4))
+
+
+@pytest.mark.slow
+def test_200_steps_of_the_classic_network_on_1_2_and_4_devices(start: Any, tmp_path: Path) -> None:
+    words = ["train", "--data", "shapes", "--preset", "classic", "--precision", "fp32", "--threads", "1", "--no-test"]
+    assert_same_bits(start, tmp_path, [*words, "--steps", "200", "--grain", "32"], (1, 2, 4))
+
+
+def test_fewer_grains_than_devices(start: Any, tmp_path: Path) -> None:
+    group = start(3, [*SHORT, "--grain", "5", "--out", str(tmp_path)])
+    assert group.end() == [2, 2, 2], group.errors()
+    assert "--grain 5 cuts a batch of 10 into 2, too few for 3 devices: use at most 3" in "".join(group.errors())
+
+
 def test_replica_0_alone_prints_and_tells_how_the_work_is_shared(groups: dict[int, Any]) -> None:
     for count in (2, 3):
         assert groups[count].outputs()[1:] == [""] * (count - 1)

@@ -45,6 +45,7 @@ RECIPE_FLAGS: tuple[tuple[str, str | None, str, Callable[[str], object], str], .
     ("--lr", "--learning-rate", "optimizer.learning_rate", float, "peak learning rate"),
     ("--seed", None, "seed", int, "seed of weights, order and distortions"),
     ("--precision", None, "train.precision", str, "auto, fp32, bf16 or fp16"),
+    ("--grain", None, "train.grain", whole_number, "images of one gradient: same bits on any number of devices"),
     ("--log-every", "--log_frequency", "train.log_every", whole_number, "steps between step lines"),
     ("--log-format", None, "train.log_format", str, "what is told: default, tutorial or book"),
     ("--summary-every", None, "train.summary_every", int, "steps between TensorBoard summaries, 0 for none"),

@@ -44,18 +44,25 @@ class Team:
         """
         self.replicas = replicas
         self._model, self._batch_size, self._seconds = model, batch_size, seconds
-        share = replicas.share(batch_size)
-        self._portion: float = (share.stop - share.start) / batch_size
+        self.share = replicas.share(batch_size)
+        """Which images of a batch are this replica's."""
+        self._portion: float = (self.share.stop - self.share.start) / batch_size
         self._parallel: DistributedDataParallel | None = None
         self._learning: list[bool] = []
         self._statistics = batch_statistics(model)
         self._agreed = [0.0] * 4
         self._stop, self._wait_s = 0, 0.0
+        self._figures: Figures | None = None
+        self._sums: list[Tensor] = []
+        self._works: list[dist.Work] = []
 
-    @property
-    def loss_factor(self) -> float:
-        """Factor on the mean loss of this replica's share so that the mean gradient is that of the whole batch."""
-        return self._portion * self.replicas.count
+    def parts(self, count: int) -> list[slice]:
+        """Begin a step: return the parts in which this replica computes its `count` images, here all at once."""
+        return [slice(0, count)]
+
+    def loss_factor(self, count: int) -> float:
+        """Return the factor on the mean loss of `count` images that makes the gradients those of the whole batch."""
+        return count / self._batch_size * self.replicas.count
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of this replica's images; the backward that follows averages the gradients."""
@@ -75,40 +82,58 @@ class Team:
             )
         return self._parallel
 
-    def begin(self, loss: Tensor, hits: Tensor) -> Callable[[], Figures]:
-        """Start adding up the figures of a step, before its backward.
+    def begin(self, loss: Tensor, hits: Tensor) -> None:
+        """Start adding up the figures of a step, between its forward and its backward.
 
         Args:
             loss: mean cross-entropy of this replica's images.
             hits: whether each of them was classified rightly, bool [b].
-
-        Returns:
-            What waits for the figures of the whole batch.
         """
         if self.replicas.count == 1:
-            return lambda: Figures(loss=loss, accuracy=hits.float().mean())
-        mine = torch.zeros(6, dtype=torch.float64, device=loss.device)
-        mine[0], mine[1] = loss.detach() * self._portion, hits.sum() / self._batch_size
-        votes = [self._stop == signal.SIGINT, self._stop == signal.SIGTERM, self._wait_s / self.replicas.count]
-        votes.append(self._seconds() if self.replicas.rank == 0 else 0.0)
-        mine[2:] = torch.tensor(votes, dtype=torch.float64)
-        works = [dist.all_reduce(mine, async_op=True)]
-        statistics = torch.cat([buffer.flatten() for buffer in self._statistics]) if self._statistics else None
-        if statistics is not None:
-            statistics *= self._portion
-            works.append(dist.all_reduce(statistics, async_op=True))
+            self._figures = Figures(loss=loss, accuracy=hits.float().mean())
+            return
+        mine = torch.stack([loss.detach() * self._portion, hits.sum() / self._batch_size]).double()
+        self._sums = [torch.cat([mine, self._votes(loss.device)])]
+        if self._statistics:
+            self._sums.append(self._flat_statistics() * self._portion)
+        self._works = [dist.all_reduce(values, async_op=True) for values in self._sums]
 
-        def finish() -> Figures:
-            for work in works:
-                work.wait()
-            if statistics is not None:
-                parts = statistics.split([buffer.numel() for buffer in self._statistics])
-                for buffer, part in zip(self._statistics, parts, strict=True):
-                    buffer.copy_(part.view_as(buffer))
-            self._agreed = mine[2:].tolist()
-            return Figures(loss=mine[0].float(), accuracy=mine[1].float())
+    def collect(self) -> None:
+        """Take in the gradients of a part, after its backward: they are summed up already."""
 
-        return finish
+    def finish(self) -> Figures:
+        """Return the figures of the whole batch; its gradients are in their places."""
+        if self.replicas.count == 1:
+            assert self._figures is not None
+            return self._figures
+        for work in self._works:
+            work.wait()
+        if self._statistics:
+            self._set_statistics(self._sums[1])
+        return self._read(self._sums[0])
+
+    def _votes(self, where: torch.device) -> Tensor:
+        """Return what this replica says beside its figures, float64 [4]."""
+        clock = self._seconds() if self.replicas.rank == 0 else 0.0
+        wait_s = self._wait_s / self.replicas.count
+        votes = [self._stop == signal.SIGINT, self._stop == signal.SIGTERM, wait_s, clock]
+        return torch.tensor(votes, dtype=torch.float64, device=where)
+
+    def _read(self, sums: Tensor) -> Figures:
+        """Return the figures, and keep the votes, of all replicas."""
+        self._agreed = sums[2:].tolist()
+        return Figures(loss=sums[0].float(), accuracy=sums[1].float())
+
+    def _flat_statistics(self) -> Tensor:
+        """Return a copy of the running statistics as one tensor."""
+        return torch.cat([buffer.flatten() for buffer in self._statistics]) if self._statistics else torch.zeros(0)
+
+    def _set_statistics(self, flat: Tensor) -> None:
+        """Set the running statistics from one tensor."""
+        for buffer, values in zip(
+            self._statistics, flat.split([buffer.numel() for buffer in self._statistics]), strict=True
+        ):
+            buffer.copy_(values.view_as(buffer))
 
     def stop(self, requested: int | None) -> int | None:
         """Cast a vote to stop because of a signal; return the signal that all stop for, as of the step before."""

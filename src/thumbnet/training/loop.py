@@ -12,8 +12,8 @@ import torch
 
 from thumbnet.config import Recipe
 from thumbnet.data.dataset import Splits
+from thumbnet.distributed.exact import team_for
 from thumbnet.distributed.replicas import ALONE, Replicas
-from thumbnet.distributed.team import Team
 from thumbnet.engine import Precision, device
 from thumbnet.errors import DivergedError, UsageError
 from thumbnet.evaluation.evaluate import evaluate_weights
@@ -90,7 +90,8 @@ class Training:
         self.replicas = replicas
         self._leads = replicas.rank == 0
         batch_size = run.recipe.input.batch_size
-        self._team = Team(replicas, state.model, batch_size=batch_size, seconds=self._clock.seconds)
+        grain = run.recipe.train.grain
+        self.team = team_for(replicas, state.model, batch_size=batch_size, grain=grain, seconds=self._clock.seconds)
         self._narrator = (
             Narrator(run, splits, state, precision=precision, console=console)
             if self._leads and run.recipe.train.log_format == "book"
@@ -119,7 +120,7 @@ class Training:
                 recipe.input,
                 seed=recipe.seed,
                 start_step=state.step,
-                share=self.replicas.share(recipe.input.batch_size),
+                share=self.team.share,
             ) as batches:
                 if self._leads and not state.step and not self.run.checkpoints.steps():
                     # A full disk shows now rather than in an hour, and a run killed early can be resumed.
@@ -128,7 +129,7 @@ class Training:
                 self._clock.start()
                 self._window.restart(wait_s=batches.wait_s)
                 stopped = None
-                while self._done() < 1 and not (stopped := self._team.stop(stop.requested)):
+                while self._done() < 1 and not (stopped := self.team.stop(stop.requested)):
                     if self._narrator:
                         self._narrator.before_step()
                     batch = _on_device(next(batches))
@@ -141,13 +142,13 @@ class Training:
                             precision=self.precision,
                             label_smoothing=recipe.train.label_smoothing,
                             before_update=before_update,
-                            team=self._team,
+                            team=self.team,
                         )
-                    self._after_step(result, rate, self._team.waited(batches.wait_s))
+                    self._after_step(result, rate, self.team.waited(batches.wait_s))
                 self._save_unless_saved()
                 if self._narrator:
                     self._narrator.conclude(finished=self._done() == 1)
-                wait_s = self._team.waited(batches.wait_s)
+                wait_s = self.team.waited(batches.wait_s)
         except DivergedError:
             self._save_unless_saved()
             raise
@@ -186,7 +187,7 @@ class Training:
     def _after_step(self, result: StepResult, rate: float, wait_s: float) -> None:
         """Record a step, and do what is due after it."""
         state, train = self.state, self.recipe.train
-        state.train_s = self._team.seconds()
+        state.train_s = self.team.seconds()
         losses = self._losses(result.loss)
         smooth(state.smoothed, losses)
         self._window.add(result.accuracy)

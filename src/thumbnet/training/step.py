@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from thumbnet.distributed.replicas import ALONE
 from thumbnet.distributed.team import Team
@@ -58,17 +57,20 @@ def train_step(
         DivergedError: the loss or a gradient is not finite; the state is as before.
     """
     team = team or Team(ALONE, state.model, batch_size=len(batch.labels), seconds=lambda: 0.0)
-    with precision.autocast():
-        logits_BK: Tensor = team.forward(batch.images)
-    logits_BK = logits_BK.float()
-    loss = F.cross_entropy(logits_BK, batch.labels, label_smoothing=label_smoothing)
     state.optimizer.zero_grad(set_to_none=True)
-    figures_of_all = team.begin(loss, logits_BK.detach().argmax(1) == batch.labels)
-    (loss * (precision.loss_scale * team.loss_factor)).backward()
+    for part in team.parts(len(batch.labels)):
+        labels_B = batch.labels[part]
+        with precision.autocast():
+            logits_BK = team.forward(batch.images[part])
+        logits_BK = logits_BK.float()
+        loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=label_smoothing)
+        team.begin(loss, logits_BK.detach().argmax(1) == labels_B)
+        (loss * (precision.loss_scale * team.loss_factor(len(labels_B)))).backward()
+        team.collect()
+    figures = team.finish()
     if precision.loss_scale != 1:
         gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, 1 / precision.loss_scale)
-    figures = figures_of_all()
     loss_value, gradient_norm = check.check(state.step, figures.loss)
     if before_update:
         before_update()

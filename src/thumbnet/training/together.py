@@ -132,9 +132,15 @@ def folder_of(run: Run, log_format: LogFormat, replicas: Replicas, *, quiet: boo
 def devices_line(training: Training) -> str:
     """Say how replicas share the work."""
     count, batch_size = training.replicas.count, training.recipe.input.batch_size
-    sizes = str(batch_size // count) + (f" or {batch_size // count + 1}" if batch_size % count else "")
+    grain = training.recipe.train.grain
+    if grain:
+        sizes = f"grains of {grain}"
+    else:
+        sizes = str(batch_size // count) + (f" or {batch_size // count + 1}" if batch_size % count else "")
+        sizes += " images of each batch on each"
     backend = "NCCL" if engine.device().type == "cuda" else "gloo"
-    line = f"devices: {count} replicas over {backend}, {sizes} images of each batch on each"
+    line = f"devices: {count} replicas over {backend}, {sizes}"
     if batch_statistics(training.state.model):
-        line += "; batch normalization by the images of each replica, its running statistics averaged over all"
+        cut = "grain" if grain else "the images of each replica"
+        line += f"; batch normalization by {cut}, its running statistics averaged over all"
     return line
