@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from thumbnet.distributed.replicas import ALONE
 from thumbnet.distributed.team import Team
@@ -58,12 +59,14 @@ def train_step(
     """
     team = team or Team(ALONE, state.model, batch_size=len(batch.labels), seconds=lambda: 0.0)
     state.optimizer.zero_grad(set_to_none=True)
+    first_logits: list[Tensor] = []
     for part in team.parts(len(batch.labels)):
         labels_B = batch.labels[part]
         with precision.autocast():
             logits_BK = team.forward(batch.images[part])
         logits_BK = logits_BK.float()
         loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=label_smoothing)
+        first_logits.append(logits_BK.detach()[0])
         team.begin(loss, logits_BK.detach().argmax(1) == labels_B)
         (loss * (precision.loss_scale * team.loss_factor(len(labels_B)))).backward()
         team.collect()
@@ -83,5 +86,5 @@ def train_step(
         accuracy=figures.accuracy.item(),
         gradient_norm=gradient_norm,
         first_label=batch.labels[0],
-        first_logits=logits_BK.detach()[0],
+        first_logits=first_logits[0],
     )
