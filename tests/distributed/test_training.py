@@ -87,10 +87,10 @@ def assert_same_bits(start: Any, out: Path, words: list[str], counts: tuple[int,
 
 @pytest.mark.parametrize("preset", [["classic", "--lr", "0.1"], ["quick", "--set", "model.options.widths=[8, 8, 8]"]])
 def test_with_grains_the_weights_are_the_same_to_the_bit(preset: list[str], start: Any, tmp_path: Path) -> None:
-    """13 images in grains of 4, the last one of 1, on up to four devices."""
+    """13 images in grains of 4, the last one of 1, on one device and on three."""
     words = ["train", "--data", "shapes", "--precision", "fp32", "--threads", "1", "--no-test", "--summary-every", "0"]
     words += ["--grain", "4", "--batch-size", "13", "--steps", "5", "--preset", *preset]
-    assert_same_bits(start, tmp_path, words, (1, 3, 4))
+    assert_same_bits(start, tmp_path, words, (1, 3))
 
 
 @pytest.mark.slow

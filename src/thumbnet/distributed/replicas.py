@@ -132,7 +132,8 @@ class Replicas:
         except (RuntimeError, ThumbnetError):
             pass  # the store went with the machine that held it: this replica speaks for itself
         if lost and not isinstance(error, PeerLostError):
-            silent = "imed out" in str(error)
+            # gloo words it otherwise where another of its exchanges ran out of time first.
+            silent = any(words in str(error).lower() for words in ("timed out", "timeout"))
             return PeerLostError(
                 f"replica {self.rank}: another of the {self.count} replicas "
                 + (f"was silent for {self.timeout_s:g} s" if silent else "is gone")
