@@ -195,7 +195,8 @@ def peer_row(peer: dict[str, Any], most: str) -> str:
     return (
         f"| {peer['title']} | {whole['median']:,.0f} ({whole['lowest']:,.0f} to {whole['highest']:,.0f}) "
         f"| {format(times['whole']['median'], '.1f') + ' x as fast' if times else ''} | {found['step']['median']:,.0f} "
-        f"| {found['input']['median']:,.0f} | {found['memory_mib']['median']:,.0f} MiB "
+        f"| {found['input']['median']:,.0f} ({found['input']['lowest']:,.0f} to {found['input']['highest']:,.0f}) "
+        f"| {found['memory_mib']['median']:,.0f} MiB "
         f"| {found['start_seconds']['median']:.1f} s | {scaling} |"
     )
 

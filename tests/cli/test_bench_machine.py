@@ -111,6 +111,12 @@ def test_a_preset_that_was_not_measured_counts_by_its_arithmetic() -> None:
     assert found["fast"]["after"] == "quick"
 
 
+def test_batches_do_not_tell_how_long_single_pictures_take() -> None:
+    found = bench_machine.estimates({"classic": {"tflops": 1.0}})
+    assert "classic" in found
+    assert "book" not in found  # the same network, one picture at a time
+
+
 def test_a_file_that_cannot_be_written_is_refused_first(tmp_path: Path, quick_measures: list[tuple[str, bool]]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write this file"):

@@ -208,7 +208,7 @@ def estimates(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
     Args:
         steps: what was measured, by preset. A preset that was not counts with the arithmetic speed of the largest
-            measured one with the same network.
+            measured one with the same network, unless its batch is much smaller: single pictures are far slower.
     """
     from thumbnet.config import load_preset, preset_names
     from thumbnet.training.loop import length_of
@@ -218,7 +218,7 @@ def estimates(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     found = {}
     for name in preset_names():
         recipe = load_preset(name)
-        alike = [other for other in steps if load_preset(other).model.name == recipe.model.name]
+        alike = [other for other in steps if _speeds_compare(load_preset(other), recipe)]
         length = length_of(recipe, CIFAR10_IMAGES)
         if recipe.data.name != "cifar10" or not alike or length.steps is None:
             continue
@@ -227,6 +227,11 @@ def estimates(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         images = length.steps * recipe.input.batch_size
         found[name] = {"images": images, "images_per_second": speed, "seconds": images / speed, "after": after}
     return found
+
+
+def _speeds_compare(measured: Recipe, recipe: Recipe) -> bool:
+    """Tell whether the steps of one recipe say how fast another's are."""
+    return measured.model.name == recipe.model.name and measured.input.batch_size <= 4 * recipe.input.batch_size
 
 
 def machine_table(result: dict[str, Any]) -> list[str]:
