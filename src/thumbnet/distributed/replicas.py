@@ -127,7 +127,9 @@ class Replicas:
             if self.store.check([_FAILED]):
                 return SystemExit(int(self.store.get(_FAILED)))
             if self.store.add("failures", 1) > 1:
-                return SystemExit(int(self._get(_FAILED)))
+                # Not `_get`, to which the very word that is waited for here is a reason to end.
+                self.store.wait([_FAILED], timedelta(seconds=self.timeout_s))
+                return SystemExit(int(self.store.get(_FAILED)))
             self.store.set(_FAILED, str(exit_code(PeerLostError("") if lost else error)))
         except (RuntimeError, ThumbnetError):
             pass  # the store went with the machine that held it: this replica speaks for itself
