@@ -13,13 +13,16 @@ pytestmark = pytest.mark.skipif(not grid.amx_ready(), reason="no AMX kernels on 
 
 # A bfloat16 result is rounded once from a float32 sum, to 8 bits; relative to the largest value.
 ROUNDING = 2**-8
-# Float32 sums that differ in their order only.
-ORDER = 1e-5
 
 
 def exact(*shape: int, seed: int = 0) -> Tensor:
     """Random float32 values that bfloat16 holds exactly."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16().float()
+
+
+def whole(*shape: int, seed: int = 0) -> Tensor:
+    """Random whole numbers so small that float32 sums of their products are exact in any order."""
+    return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -65,21 +68,21 @@ def test_to_grid_copies_once_and_keeps_values() -> None:
     ],
 )
 def test_convolution_and_gradients(images: int, inputs: int, outputs: int, height: int, width: int, pool: bool) -> None:
-    x = exact(images, inputs, height, width).requires_grad_()
-    weight = (exact(outputs, inputs, 3, 3, seed=1) / 16).requires_grad_()
+    x = whole(images, inputs, height, width).requires_grad_()
+    weight = whole(outputs, inputs, 3, 3, seed=1).requires_grad_()
     plain = F.conv2d(x, weight, padding=1)
-    if pool:
-        # The kernels pool rounded values: where two of a window round to the same, the first one wins.
-        plain = F.max_pool2d(plain + (plain.bfloat16().float() - plain).detach(), 2)
-    gradient = exact(*plain.shape, seed=2)
+    # Rounded, as the kernels do it before they pool: where two of a window round to the same, the first one wins.
+    plain = plain + (plain.bfloat16().float() - plain).detach()
+    plain = F.max_pool2d(plain, 2) if pool else plain
+    gradient = whole(*plain.shape, seed=2)
     expected = torch.autograd.grad(plain, (x, weight), gradient)
     x2, weight2 = x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
     found = grid.convolve(x2, weight2, pool)
     assert pads_are_zero(found.detach())
-    assert error(found, plain) < ROUNDING
+    assert torch.equal(found.float(), plain)
     x_gradient, weight_gradient = torch.autograd.grad(found, (x2, weight2), gradient.bfloat16())
-    assert error(x_gradient, expected[0]) < ROUNDING
-    assert error(weight_gradient, expected[1]) < ORDER
+    assert torch.equal(x_gradient, expected[0].bfloat16().float())
+    assert torch.equal(weight_gradient, expected[1])
     # Where the input is fixed, its gradient is not computed, and that of the weights is the same.
     (alone,) = torch.autograd.grad(grid.convolve(x.detach(), weight2, pool), weight2, gradient.bfloat16())
     assert torch.equal(alone, weight_gradient)
@@ -102,7 +105,7 @@ def test_results_do_not_depend_on_threads(threads: int) -> None:
     def step() -> list[Tensor]:
         x, weight = exact(40, 64, 7, 7).requires_grad_(), exact(128, 64, 3, 3, seed=1).requires_grad_()
         bias = exact(128, seed=2).requires_grad_()
-        out, mean, variance = grid.norm_gelu(grid.convolve(x, weight, False), bias, 1e-12)
+        out, mean, variance = grid.norm_gelu(grid.convolve(x, weight, False), bias, 1e-12, None)
         return [out, mean, variance, *torch.autograd.grad(out, (x, weight, bias), exact(*out.shape, seed=3).bfloat16())]
 
     before = torch.get_num_threads()
@@ -123,29 +126,47 @@ def test_a_nan_wins_the_pool_and_stays() -> None:
     assert found[1, :, :2, :2].isnan().all()
 
 
-def test_norm_gelu_and_gradients() -> None:
+@pytest.mark.parametrize("with_added", [False, True])
+def test_norm_gelu_and_gradients(with_added: bool) -> None:
     z = exact(70, 64, 7, 7).mul(2).add(1).bfloat16().float().requires_grad_()
     bias = exact(64, seed=1).requires_grad_()
-    plain = F.gelu(F.batch_norm(z, None, None, None, bias, True, 0.0, 1e-12))
+    inputs = (z, bias, *([exact(70, 64, 7, 7, seed=3).requires_grad_()] if with_added else []))
+    plain = F.gelu(F.batch_norm(z, None, None, None, bias, True, 0.0, 1e-12) + (inputs[2] if with_added else 0))
     gradient = exact(*plain.shape, seed=2)
-    expected = torch.autograd.grad(plain, (z, bias), gradient)
-    z2, bias2 = z.detach().clone().requires_grad_(), bias.detach().clone().requires_grad_()
-    found, mean, variance = grid.norm_gelu(z2, bias2, 1e-12)
+    expected = torch.autograd.grad(plain, inputs, gradient)
+    copies = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    found, mean, variance = grid.norm_gelu(*copies[:2], 1e-12, copies[2] if with_added else None)
     assert pads_are_zero(found.detach())
     torch.testing.assert_close(mean.float(), z.mean((0, 2, 3)))
     torch.testing.assert_close(variance.float(), z.var((0, 2, 3), unbiased=False))
-    z_gradient, bias_gradient = torch.autograd.grad(found, (z2, bias2), gradient.bfloat16())
+    z_gradient, bias_gradient, *others = torch.autograd.grad(found, copies, gradient.bfloat16())
     assert error(found, plain) < ROUNDING
     # Rounded twice: between the two passes, and at the end.
     assert error(z_gradient, expected[0]) < 2 * ROUNDING
     assert error(bias_gradient, expected[1]) < 1e-4
+    if with_added:
+        assert error(others[0], expected[2]) < ROUNDING
+
+
+def test_gradients_of_a_fork_add_up() -> None:
+    weight, bias, gradient = exact(64, 64, 3, 3, seed=1), exact(64, seed=2), exact(3, 64, 5, 6, seed=3).bfloat16()
+
+    def around(onward: Tensor, kept: Tensor) -> Tensor:
+        return grid.norm_gelu(grid.convolve(onward, weight, False), bias, 1e-12, kept)[0]
+
+    x = grid.to_grid(exact(3, 64, 5, 6)).requires_grad_()
+    (found,) = torch.autograd.grad(around(*grid.fork(x)), x, gradient)
+    apart = [grid.to_grid(x.detach().clone()).requires_grad_() for _ in range(2)]
+    parts = torch.autograd.grad(around(*apart), apart, gradient)
+    assert torch.equal(found, parts[0] + parts[1])
+    assert pads_are_zero(found)
 
 
 def test_gelu_over_its_whole_range() -> None:
     x = torch.linspace(-12, 12, 32 * 64 * 64).reshape(1, 32, 64, 64).bfloat16()
     x[0, 0, 0, :4] = torch.tensor([1e30, float("nan"), -100.0, -1e30])
     one, zero = torch.ones(32), torch.zeros(32)
-    found = grid.apply_norm_gelu(grid.to_grid(x), one, zero).float()
+    found = grid.apply_norm_gelu(grid.to_grid(x), one, zero, None).float()
     expected = F.gelu(x.float())
     torch.testing.assert_close(found, expected, rtol=2**-8, atol=1e-4, equal_nan=True)
 

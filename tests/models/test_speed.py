@@ -20,14 +20,23 @@ def pictures(count: int = 16, side: int = 32) -> Tensor:
 
 
 def reference(model: nn.Module, images: Tensor) -> Tensor:
-    """The network of airbench in training mode, written out in plain torch from its description."""
+    """The networks of airbench in training mode, written out in plain torch from their description."""
     tensors = model.state_dict() | dict(model.named_parameters())
     x = F.gelu(F.conv2d(images, tensors["whiten.weight"], tensors["whiten.bias"]))
-    for number in range(1, 7):
-        x = F.conv2d(x, tensors[f"conv{number}.weight"], padding=1)
-        x = F.max_pool2d(x, 2) if number % 2 else x
+    residual = "block1.conv1.weight" in tensors
+    around: Tensor | int = 0
+    for number in range(9 if residual else 6):
+        if residual:
+            block, place = f"block{number // 3 + 1}.", number % 3 + 1
+        else:
+            block, place = "", number + 1
+        pooled = number % (3 if residual else 2) == 0
+        x = F.conv2d(x, tensors[f"{block}conv{place}.weight"], padding=1)
+        x = F.max_pool2d(x, 2) if pooled else x
         mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
-        x = F.gelu((x - mean) / (variance + 1e-12).sqrt() + tensors[f"norm{number}.bias"][:, None, None])
+        x = (x - mean) / (variance + 1e-12).sqrt() + tensors[f"{block}norm{place}.bias"][:, None, None]
+        x = F.gelu(x + around if residual and place == 3 else x)
+        around = x if pooled else around
     return x.amax((2, 3)) @ tensors["head.weight"].T / 9
 
 
@@ -40,6 +49,12 @@ def test_sizes_are_those_published() -> None:
     assert layers["conv6"].output_shape == (256, 3, 3)
 
 
+def test_sizes_of_the_residual_network_are_those_published() -> None:
+    layers = describe_layers(build_speed(num_classes=10, crop=32, widths=(128, 384, 512), residual=True), (3, 32, 32))
+    assert sum(layer.parameters for layer in layers) == pytest.approx(9.9e6, rel=0.02)
+    assert sum(layer.multiply_adds for layer in layers) == pytest.approx(452e6, rel=0.02)
+
+
 def test_starts_as_identities() -> None:
     model = build_speed(num_classes=10, crop=32, widths=(64, 32, 32))
     weight = model.get_parameter("conv1.weight").detach()
@@ -47,9 +62,10 @@ def test_starts_as_identities() -> None:
     assert model.get_parameter("conv3.weight").shape == (32, 64, 3, 3)
 
 
-def test_values_and_gradients_in_float32() -> None:
+@pytest.mark.parametrize("residual", [False, True])
+def test_values_and_gradients_in_float32(residual: bool) -> None:
     torch.manual_seed(0)
-    model = build_speed(num_classes=10, crop=32, widths=(32, 32, 64))
+    model = build_speed(num_classes=10, crop=32, widths=(32, 32, 64), residual=residual)
     model.initialize_from(pictures(64))
     expected = reference(model, pictures())
     wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
@@ -61,14 +77,15 @@ def test_values_and_gradients_in_float32() -> None:
         torch.testing.assert_close(gradient, value, rtol=1e-2, atol=1e-3 * value.abs().max().item())
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("kernels", [True, False])
-def test_bf16_is_near_float32(kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_near_float32(kernels: bool, residual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernels and not grid.amx_ready():
         pytest.skip("no AMX kernels on this machine")
     if not kernels:
         monkeypatch.setattr(grid, "amx_ready", lambda: False)
     torch.manual_seed(0)
-    model = build_speed(num_classes=10, crop=32, widths=(32, 64, 64))
+    model = build_speed(num_classes=10, crop=32, widths=(32, 64, 64), residual=residual)
     model.initialize_from(pictures(64))
     plain = copy.deepcopy(model)
     labels = torch.arange(64) % 10
@@ -81,7 +98,9 @@ def test_bf16_is_near_float32(kernels: bool, monkeypatch: pytest.MonkeyPatch) ->
         losses.append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
     for (name, exact), rounded in zip(plain.named_parameters(), model.parameters(), strict=True):
-        assert F.cosine_similarity(exact.grad.flatten(), rounded.grad.flatten(), dim=0) > 0.98, name
+        # Three more layers round before the biases of block 1: plain bf16 comes down to 0.951, the kernels to 0.963.
+        limit = 0.95 if residual else 0.98
+        assert F.cosine_similarity(exact.grad.flatten(), rounded.grad.flatten(), dim=0) > limit, name
     for name, value in plain.named_buffers():
         torch.testing.assert_close(model.get_buffer(name), value, rtol=0.05, atol=0.02)
     with torch.inference_mode(), BF16.autocast():
@@ -111,9 +130,10 @@ def patch_products(images: Tensor) -> Tensor:
 
 
 def test_other_pictures_and_widths_run() -> None:
-    model = build_speed(num_classes=7, crop=12, channels=1, widths=(20, 24, 40))
-    with BF16.autocast():
-        assert model(torch.randn(2, 1, 12, 12)).shape == (2, 7)
+    for residual in (False, True):
+        model = build_speed(num_classes=7, crop=12, channels=1, widths=(20, 24, 40), residual=residual)
+        with BF16.autocast():
+            assert model(torch.randn(2, 1, 12, 12)).shape == (2, 7)
 
 
 def test_bad_options_are_usage_errors() -> None:

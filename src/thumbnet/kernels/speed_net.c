@@ -569,9 +569,15 @@ void norm_sums_bf16(const bfloat16* z, double* sums, long images, long height, l
     free(partial);
 }
 
-/* out <- GELU(scale z + shift) */
-void norm_gelu_forward_bf16(const bfloat16* z, bfloat16* out, const float* scale, const float* shift, long images,
-                            long height, long width, long channels) {
+/* What the GELU is applied to: scale z + shift, plus a value of another grid unless that is NULL. */
+static inline __m512 before_gelu(const bfloat16* z, const bfloat16* added, long at, __m512 scale, __m512 shift) {
+    __m512 value = _mm512_fmadd_ps(load16(z + at), scale, shift);
+    return added ? _mm512_add_ps(value, load16(added + at)) : value;
+}
+
+/* out <- GELU(scale z + shift + added); added may be NULL. */
+void norm_gelu_forward_bf16(const bfloat16* z, const bfloat16* added, bfloat16* out, const float* scale,
+                            const float* shift, long images, long height, long width, long channels) {
     long row = width + 1, area = (height + 1) * row;
     zero_margin(out, width, channels);
 #pragma omp parallel for schedule(guided)
@@ -582,8 +588,8 @@ void norm_gelu_forward_bf16(const bfloat16* z, bfloat16* out, const float* scale
             for (long y = 0; y < height; y++) {
                 for (long x = 0; x < width; x++) {
                     long at = (n * area + y * row + x) * channels + c;
-                    __m512 low = gelu(_mm512_fmadd_ps(load16(z + at), scale0, shift0));
-                    __m512 high = gelu(_mm512_fmadd_ps(load16(z + at + 16), scale1, shift1));
+                    __m512 low = gelu(before_gelu(z, added, at, scale0, shift0));
+                    __m512 high = gelu(before_gelu(z, added, at + 16, scale1, shift1));
                     store32(out + at, low, high);
                 }
             }
@@ -592,10 +598,13 @@ void norm_gelu_forward_bf16(const bfloat16* z, bfloat16* out, const float* scale
     }
 }
 
-/* First pass back: inner <- gradient of scale z + shift; sums <- per channel the sum of inner, then that of inner * z. */
-void norm_gelu_backward_bf16(const bfloat16* gradient, const bfloat16* z, bfloat16* inner, const float* scale,
-                             const float* shift, double* sums, long images, long height, long width, long channels) {
+/* First pass back: inner <- gradient of scale z + shift, which is also that of added; sums <- per channel the sum of
+ * inner, then that of inner * z. */
+void norm_gelu_backward_bf16(const bfloat16* gradient, const bfloat16* z, const bfloat16* added, bfloat16* inner,
+                             const float* scale, const float* shift, double* sums, long images, long height, long width,
+                             long channels) {
     long row = width + 1, area = (height + 1) * row;
+    zero_margin(inner, width, channels);
     float* partial = aligned(SLICES * 2 * channels * 4);
 #pragma omp parallel for schedule(guided)
     for (long slice = 0; slice < SLICES; slice++) {
@@ -613,7 +622,7 @@ void norm_gelu_backward_bf16(const bfloat16* gradient, const bfloat16* z, bfloat
                         __m512 back[2];
                         for (int half = 0; half < 2; half++) {
                             __m512 value = load16(z + at + 16 * half);
-                            __m512 slope = gelu_slope(_mm512_fmadd_ps(value, scales[half], shifts[half]));
+                            __m512 slope = gelu_slope(before_gelu(z, added, at + 16 * half, scales[half], shifts[half]));
                             back[half] = _mm512_mul_ps(load16(gradient + at + 16 * half), slope);
                             sum[half] = _mm512_add_ps(sum[half], back[half]);
                             product[half] = _mm512_fmadd_ps(back[half], value, product[half]);
@@ -627,18 +636,19 @@ void norm_gelu_backward_bf16(const bfloat16* gradient, const bfloat16* z, bfloat
                     _mm512_storeu_ps(after, _mm512_add_ps(_mm512_loadu_ps(after), product[half]));
                 }
             }
+            zero_pads(inner + n * area * channels, height, width, channels);
         }
     }
     add_slices(partial, sums, 2 * channels);
     free(partial);
 }
 
-/* Second pass back: inner <- a inner + b z + c, with pads of zeros; a, b, c are float [3][channels]. */
-void norm_backward_bf16(bfloat16* inner, const bfloat16* z, const float* factors, long images, long height, long width,
-                        long channels) {
+/* Second pass back: out <- a inner + b z + c; a, b, c are float [3][channels]. out may be inner. */
+void norm_backward_bf16(const bfloat16* inner, const bfloat16* z, bfloat16* out, const float* factors, long images,
+                        long height, long width, long channels) {
     long row = width + 1, area = (height + 1) * row;
     const float *a = factors, *b = factors + channels, *constant = factors + 2 * channels;
-    zero_margin(inner, width, channels);
+    zero_margin(out, width, channels);
 #pragma omp parallel for schedule(guided)
     for (long n = 0; n < images; n++) {
         for (long y = 0; y < height; y++) {
@@ -652,11 +662,11 @@ void norm_backward_bf16(bfloat16* inner, const bfloat16* z, const float* factors
                                                       _mm512_loadu_ps(constant + k));
                         back[half] = _mm512_fmadd_ps(_mm512_loadu_ps(a + k), load16(inner + at + k), rest);
                     }
-                    store32(inner + at + c, back[0], back[1]);
+                    store32(out + at + c, back[0], back[1]);
                 }
             }
         }
-        zero_pads(inner + n * area * channels, height, width, channels);
+        zero_pads(out + n * area * channels, height, width, channels);
     }
 }
 

@@ -65,7 +65,7 @@ def to_grid(images_NCHW: Tensor) -> Tensor:
     ):
         return images_NCHW
     grid = empty_grid(images, channels, height, width)
-    grid.as_strided((offset + images * strides[0],), (1,), 0).zero_()
+    _memory(grid).zero_()
     return grid.copy_(images_NCHW)
 
 
@@ -116,42 +116,83 @@ def _pack(weight: Tensor, *, transposed: bool) -> Tensor:
 
 
 class _NormGelu(torch.autograd.Function):
-    """Batch normalization and GELU, with the statistics of the batch (`norm_*` of speed_net.c)."""
+    """GELU of a batch-normalized grid, to which another may be added before (`norm_*` of speed_net.c)."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        z = to_grid(z)
+    def forward(ctx: Any, z: Tensor, bias: Tensor, eps: float, added: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        z, added = to_grid(z), None if added is None else to_grid(added)
         N, C, H, W = z.shape
         sums = torch.empty(2, C, dtype=torch.float64)
         load_library().call("norm_sums", z, sums, N, H, W, C)
         mean, square = sums / (N * H * W)
         variance = (square - mean * mean).clamp_min(0)
         scale = (variance + eps).rsqrt()
-        ctx.save_for_backward(z, mean, scale, bias)
+        ctx.save_for_backward(z, mean, scale, bias, added)
         ctx.mark_non_differentiable(mean, variance)
-        return _apply_norm_gelu(z, scale, bias - mean * scale), mean, variance
+        return apply_norm_gelu(z, scale, bias - mean * scale, added), mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        z, mean, scale, bias = ctx.saved_tensors
+        z, mean, scale, bias, added = ctx.saved_tensors
         N, C, H, W = sizes = z.shape
         inner = empty_grid(*sizes)
         sums = torch.empty(2, C, dtype=torch.float64)
         scale32, shift32 = scale.float(), (bias - mean * scale).float()
-        load_library().call("norm_gelu_backward", to_grid(gradients[0]), z, inner, scale32, shift32, sums, N, H, W, C)
+        load_library().call(
+            "norm_gelu_backward",
+            to_grid(gradients[0]),
+            z,
+            0 if added is None else added,
+            inner,
+            scale32,
+            shift32,
+            sums,
+            *(N, H, W, C),
+        )
         # dz = scale * (inner - mean(inner) - normalized * mean(inner * normalized)), normalized = scale * (z - mean)
         inner_mean, product_mean = sums / (N * H * W)
         slope = -(scale**3) * (product_mean - mean * inner_mean)
         factors = torch.stack([scale, slope, -scale * inner_mean - slope * mean]).float()
-        load_library().call("norm_backward", inner, z, factors, N, H, W, C)
-        return inner, sums[0].to(bias.dtype), None
+        # Without `added`, nobody needs the inner gradient any more, and the outer one takes its place.
+        outer = inner if added is None else empty_grid(*sizes)
+        load_library().call("norm_backward", inner, z, outer, factors, N, H, W, C)
+        return outer, sums[0].to(bias.dtype), None, None if added is None else inner
 
 
-def _apply_norm_gelu(z: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def apply_norm_gelu(z: Tensor, scale: Tensor, shift: Tensor, added: Tensor | None) -> Tensor:
+    """Return GELU(scale z + shift + added) as a grid: z and added [N, C, H, W], scale and shift [C]."""
     out = empty_grid(*z.shape)
-    N, C, H, W = z.shape
-    load_library().call("norm_gelu_forward", z, out, scale.float(), shift.float(), N, H, W, C)
+    load_library().call(
+        "norm_gelu_forward",
+        to_grid(z),
+        0 if added is None else to_grid(added),
+        out,
+        scale.float(),
+        shift.float(),
+        *(out.shape[i] for i in (0, 2, 3, 1)),
+    )
     return out
+
+
+class _Fork(torch.autograd.Function):
+    """A grid for two readers; back, their gradients are added where they lie, which autograd would do into a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = to_grid(x)
+        return x.view_as(x), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        first, second = (to_grid(gradient) for gradient in gradients)
+        _memory(first).add_(_memory(second))
+        return first
+
+
+def _memory(grid: Tensor) -> Tensor:
+    """Return what a grid tensor holds, pads and all, as one row."""
+    offset = grid.storage_offset()
+    return grid.as_strided((offset + grid.shape[0] * grid.stride(0),), (1,), 0)
 
 
 class _Whitening(torch.autograd.Function):
@@ -198,6 +239,6 @@ def _whitening_tiles(weight: Tensor) -> Tensor:
 
 
 convolve: Callable[..., Tensor] = _Convolution.apply
+fork: Callable[[Tensor], tuple[Tensor, Tensor]] = _Fork.apply
 norm_gelu: Callable[..., tuple[Tensor, Tensor, Tensor]] = _NormGelu.apply
 whiten: Callable[..., Tensor] = _Whitening.apply
-apply_norm_gelu = _apply_norm_gelu

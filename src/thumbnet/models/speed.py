@@ -1,4 +1,4 @@
-"""The speed network of the airbench family: whitening, three blocks of two 3x3 convolutions, a linear head.
+"""The speed network of the airbench family: whitening, three blocks of two or three 3x3 convolutions, a linear head.
 
 Source of layers, initial values and constants: KellerJordan/cifar10-airbench (arXiv:2404.00498). With bf16 arithmetic
 on a processor with AMX it runs on the kernels of `thumbnet.models.grid`, else in plain torch; the two agree to
@@ -116,33 +116,52 @@ class NormGelu(nn.Module):
         self.running_mean: Tensor
         self.running_var: Tensor
 
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Normalize by the batch in training, which also moves the running statistics; by these in evaluation."""
+    def forward(self, images_NCHW: Tensor, added_NCHW: Tensor | None = None) -> Tensor:
+        """Normalize by the batch in training, which also moves the running statistics; by these in evaluation.
+
+        What is `added` is added before the GELU.
+        """
         kernels = len(self.bias) % 32 == 0 and grid.kernels_take(images_NCHW)
         if kernels and self.training:
-            output, mean, variance = grid.norm_gelu(images_NCHW, self.bias, NORM_EPS)
+            output, mean, variance = grid.norm_gelu(images_NCHW, self.bias, NORM_EPS, added_NCHW)
             count = images_NCHW.numel() / len(self.bias)
             self.running_mean.lerp_(mean.float(), NORM_MOMENTUM)
             self.running_var.lerp_((variance * (count / (count - 1))).float(), NORM_MOMENTUM)
             return output
         if kernels and not torch.is_grad_enabled():
             scale = (self.running_var + NORM_EPS).rsqrt()
-            return grid.apply_norm_gelu(grid.to_grid(images_NCHW), scale, self.bias - self.running_mean * scale)
-        return F.gelu(
-            F.batch_norm(
-                images_NCHW,
-                self.running_mean,
-                self.running_var,
-                bias=self.bias,
-                training=self.training,
-                momentum=NORM_MOMENTUM,
-                eps=NORM_EPS,
-            )
+            return grid.apply_norm_gelu(images_NCHW, scale, self.bias - self.running_mean * scale, added_NCHW)
+        normalized = F.batch_norm(
+            images_NCHW,
+            self.running_mean,
+            self.running_var,
+            bias=self.bias,
+            training=self.training,
+            momentum=NORM_MOMENTUM,
+            eps=NORM_EPS,
         )
+        return F.gelu(normalized if added_NCHW is None else normalized + added_NCHW)
 
     def extra_repr(self) -> str:
         """Show the size."""
         return f"{len(self.bias)}"
+
+
+class ResidualBlock(nn.Module):
+    """Three 3x3 convolutions, the first pooled; what its norm gives is added before the GELU of the third."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = Conv3x3(inputs, outputs, pool=True), NormGelu(outputs)
+        self.conv2, self.norm2 = Conv3x3(outputs, outputs, pool=False), NormGelu(outputs)
+        self.conv3, self.norm3 = Conv3x3(outputs, outputs, pool=False), NormGelu(outputs)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Convolve three times."""
+        first_NCHW = self.norm1(self.conv1(images_NCHW))
+        onward_NCHW, kept_NCHW = grid.fork(first_NCHW) if grid.kernels_take(first_NCHW) else (first_NCHW, first_NCHW)
+        last_NCHW: Tensor = self.norm3(self.conv3(self.norm2(self.conv2(onward_NCHW))), kept_NCHW)
+        return last_NCHW
 
 
 class GlobalMaxPool(nn.Module):
@@ -176,6 +195,7 @@ def build_speed(
     widths: Sequence[int] = (64, 256, 256),
     head_scale: float = 1 / 9,
     head_std: float | None = None,
+    residual: bool = False,
 ) -> SpeedNet:
     """Build the speed network; 1,973,920 weights of convolutions and head with the default widths and 10 classes.
 
@@ -186,6 +206,7 @@ def build_speed(
         widths: channels of the three blocks; multiples of 32 run on the AMX kernels.
         head_scale: factor on the logits.
         head_std: deviation of the head's initial weights; PyTorch's default for None.
+        residual: give each block a third convolution, and a way around the second and third.
 
     Raises:
         UsageError: the input is too small, or there are not three widths.
@@ -197,6 +218,10 @@ def build_speed(
     layers: OrderedDict[str, nn.Module] = OrderedDict(whiten=WhiteningConv(channels))
     inputs = 8 * channels
     for block, width in enumerate(widths):
+        if residual:
+            layers[f"block{block + 1}"] = ResidualBlock(inputs, width)
+            inputs = width
+            continue
         for half in range(2):
             number = 2 * block + half + 1
             layers[f"conv{number}"] = Conv3x3(inputs, width, pool=half == 0)
