@@ -6,6 +6,10 @@ Every training is a `thumbnet train` in a process of its own, whose one look at 
 them, in the same run, the machine's limit (a bfloat16 matrix product, or float32 where that is what it trains in) and
 one training step with and without the compiled kernels are measured, alternating: without them the same network runs in
 plain eager PyTorch, channels-last, with the same allocator settings. Each preset gets a file under benchmarks/results/.
+
+As on a processor without bf16 and AVX-512:
+
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/presets.py quick --out benchmarks/results/avx2
 """
 
 from __future__ import annotations

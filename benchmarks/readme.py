@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tomllib
 from pathlib import Path
@@ -59,22 +60,26 @@ def load(name: str) -> Any:
 
 
 def preset_table() -> list[str]:
-    """Return the table of presets: accuracy, time, speed, command."""
+    """Return the table of presets: accuracy, time, speed, work, command."""
     return [
-        "| preset | test accuracy | training time | images/s | command |",
-        "|---|---|---|---|---|",
+        "| preset | test accuracy | training time | start-up, evaluation | images/s | PFLOP | command |",
+        "|---|---|---|---|---|---|---|",
         *(preset_row(load(path.name)) for path in sorted(RESULTS.glob("preset-*.json"), key=training_time)),
         *(run_row(folder) for folder in TRAINED_ONCE if (RESULTS / folder / "result.json").exists()),
+        "",
+        "Training time: wall clock from the first step to the last, mean and range; start-up before it and evaluation "
+        "after it are beside it. The limit is what this machine's matrix product reaches in the same run; PFLOP are of "
+        "training and evaluation.",
     ]
 
 
 def training_time(path: Path) -> float:
-    """Return what the table is ordered by."""
-    return float(load(path.name)["train_seconds"]["mean"])
+    """Return what presets are ordered by."""
+    return float(json.loads(path.read_text(encoding="utf-8"))["train_seconds"]["mean"])
 
 
-def preset_row(preset: dict[str, Any]) -> str:
-    """Return the row of a preset that was trained over several seeds."""
+def accuracy_of(preset: dict[str, Any]) -> str:
+    """Return mean and deviation of the test accuracy with a single view and, if there are any, with several."""
     weights = next(iter(preset["accuracy"]))
     single = preset["accuracy"][weights]
     accuracy = f"{percent(single['mean'])} ± {100 * single['deviation']:.2f}"
@@ -82,9 +87,19 @@ def preset_row(preset: dict[str, Any]) -> str:
         several = preset["view_accuracy"][weights]
         views = VIEWS[preset["views"]]
         accuracy += f"; over {views} views {percent(several['mean'])} ± {100 * several['deviation']:.2f}"
+    return accuracy
+
+
+def preset_row(preset: dict[str, Any]) -> str:
+    """Return the row of a preset that was trained over several seeds."""
+    seconds = preset["train_seconds"]
+    evaluation = statistics.mean(run["test_seconds"] for run in preset["runs"])
     return (
-        f"| {preset['preset']} | {accuracy} (n = {preset['n']}) | {minutes(preset['train_seconds']['mean'])} "
-        f"| {preset['images_per_second']['mean']:,.0f} | `thumbnet train --preset {preset['preset']}` |"
+        f"| {preset['preset']} | {accuracy_of(preset)} (n = {preset['n']}) "
+        f"| {minutes(seconds['mean'])} ({minutes(seconds['lowest'])} to {minutes(seconds['highest'])}) "
+        f"| {preset['start_seconds']['mean']:.1f} s, {evaluation:.1f} s "
+        f"| {preset['images_per_second']['mean']:,.0f}, {100 * preset['share_of_limit']:.0f} % of the limit "
+        f"| {preset['pflop']:.3g} | `thumbnet train --preset {preset['preset']}` |"
     )
 
 
@@ -102,7 +117,8 @@ def run_row(folder: str) -> str:
     images_per_second = result["epochs"] * 50_000 / result["train_seconds"]
     return (
         f"| {result['preset']} | {accuracy} ({raw}n = 1) "
-        f"| {minutes(result['train_seconds'])}, {result['steps']:,} steps | {images_per_second:,.0f} "
+        f"| {minutes(result['train_seconds'])}, {result['steps']:,} steps "
+        f"| {result['start_seconds']:.1f} s, {result['test_seconds']:.1f} s | {images_per_second:,.0f} | "
         f"| `thumbnet train --preset {result['preset']}` |"
     )
 
@@ -235,6 +251,12 @@ def machine_times() -> list[str]:
         for what, name in files.items()
         if (RESULTS / name).exists()
     ]
+    for path in sorted((RESULTS / "avx2").glob("preset-*.json"), key=training_time):
+        preset = load(str(path.relative_to(RESULTS)))
+        rows.append(
+            f"* With no more than AVX2, {preset['preset']} trained to its end: {accuracy_of(preset)} in "
+            f"{minutes(preset['train_seconds']['mean'])} (n = {preset['n']})."
+        )
     return (
         ["Training time by the speed of the steps alone (`thumbnet bench`), on this processor:", "", *rows]
         if rows
