@@ -1,6 +1,9 @@
+import inspect
+
 import pytest
 
 from thumbnet.config import load_preset, preset_names
+from thumbnet.models import MODELS
 from thumbnet.training.adapt import fit_to_examples, preset_for
 
 
@@ -42,7 +45,19 @@ def test_what_was_asked_for_stays():
 
 
 @pytest.mark.parametrize(
-    ("model", "preset"), [(None, "quick"), ("classic", "classic"), ("speed", "quick"), ("timm/resnet18", "timm")]
+    ("model", "preset"),
+    [
+        (None, "quick"),
+        ("classic", "classic"),
+        ("speed", "quick"),
+        ("timm/resnet18", "timm"),
+        ("cuda-convnet", "cuda-convnet-18pct"),
+    ],
 )
 def test_the_preset_of_a_network(model: str | None, preset: str):
     assert preset_for(model) == preset
+
+
+def test_the_network_built_by_default_is_that_of_its_preset() -> None:
+    default = inspect.signature(MODELS["cuda-convnet"]).parameters["net"].default
+    assert load_preset(preset_for("cuda-convnet")).model.options == {"net": default}

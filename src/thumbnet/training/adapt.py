@@ -8,6 +8,8 @@ from collections.abc import Collection
 from thumbnet.config import Recipe, preset_names
 
 DEFAULT_PRESET = "quick"
+_PRESET_OF_FAMILY = {"cuda-convnet": "cuda-convnet-18pct"}
+"""Where several presets share a network, the one whose network is built by default."""
 
 _STEPS_PER_EPOCH = 8
 _SMALLEST_BATCH = 16
@@ -19,7 +21,7 @@ def preset_for(model: str | None) -> str:
     if model is None:
         return DEFAULT_PRESET
     family = model.partition("/")[0]
-    return family if family in preset_names() else DEFAULT_PRESET
+    return _PRESET_OF_FAMILY.get(family, family if family in preset_names() else DEFAULT_PRESET)
 
 
 def fit_to_examples(recipe: Recipe, examples: int, given: Collection[str] = ()) -> tuple[Recipe, str | None]:
