@@ -75,7 +75,9 @@ class InputConfig:
     pool: float = 0.4
     """Examples in the shuffling pool, as a fraction of an epoch: 0 keeps the order of the files, 1 shuffles all."""
     pool_mib: int = 512
-    """Most memory the shuffling pool takes, in MiB; a larger `pool` is cut to it, so that any data set fits."""
+    """Most memory that the shuffling pool takes, in MiB, of all devices together: each holds its share of it. A larger
+    `pool` is cut to it, so that any data set fits; blocks of 1 MiB of the files are then read in another order in each
+    epoch, so that what is far apart in the files mixes too."""
 
 
 @dataclass(frozen=True, kw_only=True)

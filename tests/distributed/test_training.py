@@ -7,9 +7,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from thumbnet.data.records import RecordFormat
 from thumbnet.runs.checkpoint import load_checkpoint
 from thumbnet.runs.run import Run
 
@@ -91,6 +93,28 @@ def test_with_grains_the_weights_are_the_same_to_the_bit(preset: list[str], star
     words = ["train", "--data", "shapes", "--precision", "fp32", "--threads", "1", "--no-test", "--summary-every", "0"]
     words += ["--grain", "4", "--batch-size", "13", "--steps", "5", "--preset", *preset]
     assert_same_bits(start, tmp_path, words, (1, 3))
+
+
+def test_record_files_larger_than_the_pool_of_all_devices_train_the_same_to_the_bit(start: Any, tmp_path: Path) -> None:
+    """400 pictures in 5 files, with room for 341: on one device; on two, in two parts that meet in mid-epoch."""
+    files, out = tmp_path / "files", tmp_path / "out"
+    files.mkdir()
+    rng, layout = np.random.default_rng(0), RecordFormat()
+    for number in range(5):
+        images_NHWC = rng.integers(0, 256, (80, *layout.image_shape), dtype=np.uint8)
+        (files / f"{number}.bin").write_bytes(layout.pack(images_NHWC, rng.integers(0, 10, 80)).tobytes())
+    words = [str(files), *SMALL, "--no-test", "--summary-every", "0", "--set", "input.pool_mib=1", "--pool", "1"]
+    words += ["--batch-size", "50", "--grain", "25", "--out", str(out)]
+    resumed = [str(files), "train", "--no-test", "--steps", "12", "--resume", str(out / "parts")]
+    script = Path(__file__).with_name("shards.py")
+    for count, more in (
+        (1, [*words, "--steps", "12", "--name", "whole"]),
+        (2, [*words, "--steps", "5", "--name", "parts"]),
+        (2, resumed),
+    ):
+        group = start(count, more, script=script)
+        assert set(group.end()) == {0}, group.errors()
+    assert weights_of(out / "parts") == weights_of(out / "whole")
 
 
 @pytest.mark.slow

@@ -20,6 +20,9 @@ class Pictures:
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.images_NCHW[indices].transpose(0, 2, 3, 1), self.labels[indices]
 
+    def release(self) -> None:
+        """There are no pages to give back."""
+
 
 @pytest.fixture
 def pictures() -> type[Pictures]:

@@ -1,9 +1,12 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thumbnet.input.order import PoolOrder, epoch_order
+from thumbnet.input import order
+from thumbnet.input.order import BlockOrder, PoolOrder, drawn_in, epoch_order
 from thumbnet.input.philox import Stream, Uniform, words
 
 
@@ -88,3 +91,50 @@ def test_the_stream_is_one_order_after_the_other(count: int, share: float, start
 def test_impossible_pools(pool: int) -> None:
     with pytest.raises(ValueError, match=rf"pool \(={pool}\) must be at least 1 and at most count \(=10\)"):
         PoolOrder(10, pool=pool, seed=0, position=0)
+
+
+@given(
+    count=st.integers(1, 200),
+    fraction=st.floats(0, 1),
+    epoch=st.integers(0, 5),
+    share=st.lists(st.booleans(), min_size=1, max_size=9),
+    at_a_time=st.integers(1, 50),
+)
+def test_it_is_known_ahead_which_records_a_share_of_the_positions_draws(
+    count: int, fraction: float, epoch: int, share: list[bool], at_a_time: int
+) -> None:
+    pool = max(1, round(fraction * count))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "_AT_A_TIME", at_a_time)
+        drawn = drawn_in(epoch, share=np.array(share), count=count, pool=pool, seed=3)
+    whole = epoch_order(count, seed=3, epoch=epoch, pool=pool).tolist()
+    expected = {record for i, record in enumerate(whole) if share[(epoch * count + i) % len(share)]}
+    assert drawn.dtype == bool
+    assert set(np.flatnonzero(drawn).tolist()) == expected
+
+
+@given(count=st.integers(1, 300), block=st.integers(1, 400), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 5))
+def test_blocks_hold_neighbours_and_each_record_comes_once(count: int, block: int, seed: int, epoch: int) -> None:
+    records = BlockOrder(epoch, count=count, block=block, seed=seed).records(np.arange(count))
+    assert sorted(records.tolist()) == list(range(count))
+    if block >= count:
+        assert records.tolist() == list(range(count))
+    for start in range(0, count, block):
+        part = records[start : start + block]
+        assert ((part[0] + np.arange(len(part))) % count == part).all()
+
+
+def test_blocks_come_in_any_order_and_begin_anywhere() -> None:
+    orders = [BlockOrder(epoch, count=10, block=3, seed=0).records(np.arange(10)) for epoch in range(3_000)]
+    for place in (0, 5, 9):
+        counts = np.bincount([order[place] for order in orders], minlength=10)
+        assert abs(counts - 300).max() < 5 * np.sqrt(300 * 0.9)
+    assert len({tuple(order.tolist()) for order in orders}) == 10 * 6  # every shift with every order of 3 blocks
+
+
+def test_a_start_in_mid_epoch_takes_no_memory_for_the_draws_before_it() -> None:
+    tracemalloc.start()
+    PoolOrder(3_000_000, pool=1_000, seed=0, position=2_999_000)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 8 * 2**20

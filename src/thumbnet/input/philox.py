@@ -27,6 +27,7 @@ class Stream(IntEnum):
     CONTRAST = 6
     CUTOUT_TOP = 7
     CUTOUT_LEFT = 8
+    BLOCKS = 9
 
 
 class Uniform:

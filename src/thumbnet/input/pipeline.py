@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 PREFETCH_BATCHES = 4
 """Finished batches waiting for the model: enough to bridge the computing of an epoch's order and draws."""
 
-
 BLOCK_EXAMPLES = 64
 """Examples that are prepared at once, as whole batches: a call of NumPy costs as much as a picture or two."""
+BLOCK_BYTES = 2**20
+"""Neighbours in the files that enter a pool together: read about as fast as the files from front to back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,13 @@ class Batch:
 def pool_examples(dataset: ImageDataset, config: InputConfig) -> int:
     """Return how many examples the shuffling pool holds: the fraction asked for, as far as memory allows."""
     return min(math.ceil(config.pool * len(dataset)), _budget_examples(dataset, config))
+
+
+def _block_examples(dataset: ImageDataset, config: InputConfig) -> int | None:
+    """Return how many neighbours enter the pool together, where memory has no room for the pool asked for."""
+    if math.ceil(config.pool * len(dataset)) <= _budget_examples(dataset, config):
+        return None
+    return max(BLOCK_BYTES // math.prod(dataset.image_shape), 1)
 
 
 def _budget_examples(dataset: ImageDataset, config: InputConfig) -> int:
@@ -165,21 +173,21 @@ class TrainingInput:
 
     def _examples(self, position: int, block: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield numbers (through all epochs), pictures and labels of a replica's share, `block` batches at a time."""
-        count = block * self._input.batch_size
-        share: slice | np.ndarray = self._share
-        if block > 1:
-            share = np.arange(count).reshape(block, -1)[:, self._share].ravel()
-        pool = min(max(pool_examples(self._dataset, self._input), 1), len(self._dataset))
-        if len(self._dataset) > _budget_examples(self._dataset, self._input):
-            reader = PoolReader(self._dataset, pool=pool, seed=self._seed, position=position)
+        size, dataset = self._input.batch_size, self._dataset
+        share = np.zeros(size, bool)
+        share[self._share] = True
+        pool = min(max(pool_examples(dataset, self._input), 1), len(dataset))
+        if len(dataset) > _budget_examples(dataset, self._input):
+            near = _block_examples(dataset, self._input)
+            reader = PoolReader(dataset, pool=pool, block=near, seed=self._seed, position=position, share=share)
             while True:
-                numbers, images_NHWC, labels = reader.take(count)
-                yield numbers[share], images_NHWC[share], labels[share]
-        order = PoolOrder(len(self._dataset), pool=pool, seed=self._seed, position=position)
+                yield reader.take(block * size)
+        order = PoolOrder(len(dataset), pool=pool, seed=self._seed, position=position)
+        chosen = np.tile(share, block)
         while True:
-            numbers, _ = order.take(count)
-            numbers = numbers[share]
-            yield numbers, *self._dataset.gather(numbers % len(self._dataset))
+            numbers, _ = order.take(block * size)
+            numbers = numbers[chosen]
+            yield numbers, *dataset.gather(numbers % len(dataset))
 
     def _draws(self, numbers: np.ndarray) -> Draws:
         """Return the draws of examples, numbered through all epochs; those of the last epoch are kept for next time."""
