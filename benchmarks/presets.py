@@ -72,7 +72,7 @@ def benchmark(preset: str, args: argparse.Namespace) -> dict[str, Any]:
     macs = multiply_adds(preset)
     images = runs[0]["steps"] * recipe.input.batch_size
     training_flops = 2 * macs * 3 * images
-    test_flops = 2 * macs * 10_000 * (1 + VIEWS[recipe.evaluation.views])
+    test_flops = 2 * macs * 10_000 * (1 + VIEWS[recipe.evaluation.views] * recipe.evaluation.views_share)
     seconds = spread([run["train_seconds"] for run in runs])
     engine.prepare()
     machine = describe_machine(args.data_dir)
@@ -84,6 +84,7 @@ def benchmark(preset: str, args: argparse.Namespace) -> dict[str, Any]:
         "accuracy": accuracies(runs, "accuracy"),
         "view_accuracy": accuracies(runs, "view_accuracy") if recipe.evaluation.views != "one" else None,
         "views": recipe.evaluation.views,
+        "views_share": recipe.evaluation.views_share,
         "train_seconds": seconds,
         "start_seconds": spread([run["start_seconds"] for run in runs]),
         "images_per_second": spread([run["images_per_second"] for run in runs]),

@@ -69,7 +69,8 @@ def preset_table() -> list[str]:
         "",
         "Training time: wall clock from the first step to the last, mean and range; start-up before it and evaluation "
         "after it are beside it. The limit is what this machine's matrix product reaches in the same run; PFLOP are of "
-        "training and evaluation.",
+        "training and evaluation. The unsure are the pictures that the single view is least sure of; the others keep "
+        "its answer.",
     ]
 
 
@@ -85,8 +86,10 @@ def accuracy_of(preset: dict[str, Any]) -> str:
     accuracy = f"{percent(single['mean'])} ± {100 * single['deviation']:.2f}"
     if preset["view_accuracy"]:
         several = preset["view_accuracy"][weights]
-        views = VIEWS[preset["views"]]
-        accuracy += f"; over {views} views {percent(several['mean'])} ± {100 * several['deviation']:.2f}"
+        views = f"{VIEWS[preset['views']]} views"
+        if preset.get("views_share", 1.0) < 1:
+            views += f" of the unsure {100 * preset['views_share']:.0f} %"
+        accuracy += f"; over {views} {percent(several['mean'])} ± {100 * several['deviation']:.2f}"
     return accuracy
 
 

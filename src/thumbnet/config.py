@@ -147,6 +147,9 @@ class EvaluationConfig:
     """What the multi-view figure averages over, reported beside the single-view one: `one` reports none, `mirror` takes
     the picture and its mirror image, `shifts` also both moved by one pixel, up left and down right (airbench),
     `corners` the four corners and the centre of what training crops from, and their mirror images (cuda-convnet)."""
+    views_share: float = 1.0
+    """Share of the pictures that are looked at over several views: those that the single view is least sure of. The
+    others keep its answer, which several views hardly ever change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +235,7 @@ class Recipe:
         _limit("schedule.factor", self.schedule.factor, 0, 1)
         for epoch in self.schedule.at_epochs:
             _limit("schedule.at_epochs", epoch, 0)
+        _limit("evaluation.views_share", self.evaluation.views_share, 0, 1)
         _limit("average.decay", self.average.decay, 0, 1, below=True)
         for name in (
             "steps",

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thumbnet.config import DistortConfig
+from thumbnet.config import DistortConfig, EvaluationConfig
 from thumbnet.engine import resolve_precision
-from thumbnet.evaluation.evaluate import evaluate_weights
+from thumbnet.evaluation.evaluate import evaluate_views, evaluate_weights, predict_logits
 from thumbnet.evaluation.views import CornerViews, ViewAverage, over_views
 
 
@@ -91,3 +91,24 @@ def test_corners_are_cut_out_of_whole_pictures(pictures) -> None:
     # Probability of class 1: one crop sure, four sure of the opposite: 1/5 for the first, 0 for the second picture.
     assert metrics.loss == pytest.approx(-math.log(1 / 5) / 2, rel=1e-3)
     assert metrics.accuracy == 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_several_views_of_the_pictures_it_is_least_sure_of(pictures, share: float) -> None:
+    dataset, distort, precision = pictures(40, side=8), DistortConfig(crop=8), resolve_precision("fp32")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(8 * 8 * 3, 10))
+    single, labels = predict_logits(network, dataset, distort, precision=precision)
+    several, _ = predict_logits(ViewAverage(network, "shifts"), dataset, distort, precision=precision)
+    sure = np.exp(single).max(1) / np.exp(single).sum(1)
+    least_sure = sorted(range(40), key=lambda picture: sure[picture])[: round(share * 40)]
+    answers = [(several if picture in least_sure else single)[picture].argmax() for picture in range(40)]
+
+    config = EvaluationConfig(views="shifts", views_share=share)
+    metrics, accuracy = evaluate_views(network, dataset, distort, config, precision=precision)
+    assert accuracy == np.mean(answers == labels)
+    assert metrics.accuracy == np.mean(single.argmax(1) == labels)
+    # Something is at stake: the views change answers, and some of these pictures it is sure of.
+    assert (several.argmax(1) != single.argmax(1)).sum() > 5
+    one = EvaluationConfig(views="one", views_share=share)
+    assert evaluate_views(network, dataset, distort, one, precision=precision)[1] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from thumbnet.config import DistortConfig
+from thumbnet.config import DistortConfig, EvaluationConfig
 from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.engine import Precision
 from thumbnet.evaluation.metrics import Metrics, compute_metrics
+from thumbnet.evaluation.views import over_views
 from thumbnet.input.pipeline import evaluation_batches
 
 if TYPE_CHECKING:
@@ -51,6 +53,41 @@ def evaluate_weights(
         model, dataset, distort, precision=precision, batch_size=batch_size, replicas=replicas
     )
     return compute_metrics(logits_NC, labels_N, dataset.class_names)
+
+
+def evaluate_views(
+    model: nn.Module,
+    dataset: ImageDataset,
+    distort: DistortConfig,
+    config: EvaluationConfig,
+    *,
+    precision: Precision,
+    batch_size: int = BATCH_SIZE,
+    replicas: Replicas = ALONE,
+) -> tuple[Metrics, float | None]:
+    """Return the figures of a single view of every picture, and the accuracy with several views of the unsure ones.
+
+    Args:
+        model: as for `evaluate_weights`, like all that is not named here.
+        dataset: the examples.
+        distort: input of the network.
+        config: which views, and of how many pictures; the accuracy is None where it asks for one view.
+        precision: arithmetic of the network.
+        batch_size: images of one forward pass.
+        replicas: who shares the work.
+    """
+    predict = functools.partial(predict_logits, precision=precision, batch_size=batch_size, replicas=replicas)
+    logits_NC, labels_N = predict(model, dataset, distort)
+    single = compute_metrics(logits_NC, labels_N, dataset.class_names)
+    if config.views == "one":
+        return single, None
+    confidence_N = torch.from_numpy(logits_NC).softmax(1).amax(1).numpy()
+    count = math.ceil(config.views_share * len(dataset))
+    unsure = np.sort(np.argsort(confidence_N, kind="stable")[:count])
+    if count:
+        asked, whole = over_views(model, distort, config.views, dataset.image_shape)
+        logits_NC[unsure], _ = predict(asked, dataset.take(unsure), whole)
+    return single, compute_metrics(logits_NC, labels_N, dataset.class_names).accuracy
 
 
 def predict_logits(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,8 @@ from thumbnet.data import load_splits
 from thumbnet.data.dataset import ImageDataset, Splits
 from thumbnet.engine import Precision, device
 from thumbnet.errors import CheckpointError, UsageError
-from thumbnet.evaluation.evaluate import BATCH_SIZE, evaluate_weights
+from thumbnet.evaluation.evaluate import BATCH_SIZE, evaluate_views
 from thumbnet.evaluation.metrics import Metrics, Weights
-from thumbnet.evaluation.views import over_views
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import NewerFormatError, fit_state, folder_name, load_weights, read_manifest
 from thumbnet.runs.facts import check_classes, facts_of, is_same_data, read_facts
@@ -215,17 +213,19 @@ class Evaluator:
     def _evaluate(self, step: int, loaded: dict[Weights, dict[str, Tensor]]) -> Evaluation:
         metrics: dict[Weights, Metrics] = {}
         view_accuracy: dict[Weights, float] = {}
-        views = self.run.recipe.evaluation.views
+        recipe = self.run.recipe
         for weights, tensors in loaded.items():
             fit_state(self._model, tensors, f"{self.run.path}, step {step}, {weights} weights")
-            evaluate = functools.partial(
-                evaluate_weights, dataset=self.dataset, precision=self.precision, batch_size=self.batch_size
+            metrics[weights], several = evaluate_views(
+                self._model,
+                self.dataset,
+                recipe.distort,
+                recipe.evaluation,
+                precision=self.precision,
+                batch_size=self.batch_size,
             )
-            distort = self.run.recipe.distort
-            metrics[weights] = evaluate(self._model, distort=distort)
-            if views != "one":
-                asked, whole = over_views(self._model, distort, views, self.dataset.image_shape)
-                view_accuracy[weights] = evaluate(asked, distort=whole).accuracy
+            if several is not None:
+                view_accuracy[weights] = several
         return Evaluation(
             run=self.run.path,
             step=step,

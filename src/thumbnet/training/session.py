@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import shutil
 import time
@@ -24,11 +23,10 @@ from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.distributed.transfer import pack_checkpoint, unpack_checkpoint
 from thumbnet.errors import UsageError
 from thumbnet.evaluation.curves import training_png
-from thumbnet.evaluation.evaluate import evaluate_weights
+from thumbnet.evaluation.evaluate import evaluate_views
 from thumbnet.evaluation.evaluator import Evaluation
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
-from thumbnet.evaluation.views import over_views
 from thumbnet.input.distort import draw, prepare
 from thumbnet.models import build_model
 from thumbnet.monitor.console import Console
@@ -253,26 +251,25 @@ def evaluate_test(training: Training, test: ImageDataset) -> Evaluation:
     state, run = training.state, training.run
     models: dict[Weights, nn.Module] = {"average": state.average.model} if state.average else {}
     models["raw"] = state.model
-    evaluate = functools.partial(
-        evaluate_weights,
-        dataset=test,
-        precision=training.precision,
-        replicas=training.replicas,
-    )
-    distort, views = run.recipe.distort, run.recipe.evaluation.views
-    asked = (
-        {}
-        if views == "one"
-        else {name: over_views(model, distort, views, test.image_shape) for name, model in models.items()}
-    )
+    figures = {
+        name: evaluate_views(
+            model,
+            test,
+            run.recipe.distort,
+            run.recipe.evaluation,
+            precision=training.precision,
+            replicas=training.replicas,
+        )
+        for name, model in models.items()
+    }
     return Evaluation(
         run=run.path,
         step=state.step,
         split="test",
         limited=False,
         precision=training.precision.name,
-        metrics={name: evaluate(model, distort=distort) for name, model in models.items()},
-        view_accuracy={name: evaluate(model, distort=whole).accuracy for name, (model, whole) in asked.items()},
+        metrics={name: metrics for name, (metrics, _) in figures.items()},
+        view_accuracy={name: several for name, (_, several) in figures.items() if several is not None},
     )
 
 

@@ -85,7 +85,7 @@ class TrainResult:
                 f"(top-5 {100 * metrics['top5']:.2f} %, loss {metrics['loss']:.3f})"
             )
             if "view_accuracy" in metrics:
-                lines.append(f"    over several views of each picture: {100 * metrics['view_accuracy']:.2f} %")
+                lines.append(f"    over several views of a picture: {100 * metrics['view_accuracy']:.2f} %")
         path = shlex.quote(str(self.run))
         lines.append(f"run folder:       {self.run}")
         lines.append(f"evaluate again:   thumbnet eval {path}")
