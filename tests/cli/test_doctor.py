@@ -44,8 +44,8 @@ MACHINE = {"device": "cpu", "kernels": True, "amx_kernels": True, "precision": "
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({}, ["local layers: fused C kernels", "speed network: AMX kernels"]),
-        ({"amx_kernels": False}, ["fused C kernels", "there is no AMX or the system does not let"]),
+        ({}, ["response normalization: fused C kernels", "speed network, local layers: AMX kernels"]),
+        ({"amx_kernels": False}, ["patches of local layers: fused C kernels", "there is no AMX or the system"]),
         ({"amx_kernels": False, "precision": "fp32"}, ["fused C kernels", "for bf16 and not fp32"]),
         ({"amx_kernels": False, "kernels": False}, ["plain PyTorch", "PyTorch's own"]),
         ({"device": "cuda"}, ["all networks: PyTorch's own, on cuda"]),

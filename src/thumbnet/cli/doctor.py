@@ -84,13 +84,16 @@ def _kernel_uses(machine: dict[str, Any]) -> list[str]:
     """Return which parts of the networks run on kernels of our own."""
     if machine["device"] != "cpu":
         return [f"all networks: PyTorch's own, on {machine['device']}"]
-    pooling = "fused C kernels" if machine["kernels"] else "plain PyTorch"
+    fused = "fused C kernels" if machine["kernels"] else "plain PyTorch"
     if machine["amx_kernels"]:
-        speed = "AMX kernels"
+        products = "AMX kernels"
     elif not machine["kernels"]:
-        speed = "PyTorch's own"
+        products = "PyTorch's own"
     elif machine["precision"] != "bf16":
-        speed = f"PyTorch's own, the AMX kernels are for bf16 and not {machine['precision']}"
+        products = f"PyTorch's own, the AMX kernels are for bf16 and not {machine['precision']}"
     else:
-        speed = "PyTorch's own, there is no AMX or the system does not let this process use it"
-    return [f"pooling, response normalization, local layers: {pooling}", f"convolutions of the speed network: {speed}"]
+        products = "PyTorch's own, there is no AMX or the system does not let this process use it"
+    return [
+        f"pooling, response normalization{'' if machine['amx_kernels'] else ', patches of local layers'}: {fused}",
+        f"convolutions of the speed network, local layers: {products}",
+    ]

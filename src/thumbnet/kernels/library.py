@@ -18,8 +18,8 @@ import torch
 
 from thumbnet.engine import ISA_WITHOUT_BF16, cpu_flags, cpu_name, isa_cap
 
-SOURCES = ("pool_norm.c", "speed_net.c")
-HEADERS = ("pool_norm.h",)
+SOURCES = ("pool_norm.c", "speed_net.c", "local.c")
+HEADERS = ("pool_norm.h", "amx.h")
 FLAGS = (
     "-std=c11",
     "-O3",

@@ -24,7 +24,7 @@ TAIL = 32
 def amx_ready() -> bool:
     """Tell whether the kernels are compiled for AMX, and the system lets this process use it."""
     handle = load_library().handle
-    return handle is not None and bool(handle.speed_net_ready())
+    return handle is not None and bool(handle.amx_ready())
 
 
 def kernels_take(images_NCHW: Tensor) -> bool:

@@ -1,8 +1,8 @@
 """Layers that PyTorch lacks, or does with other semantics.
 
 TensorFlow's SAME max pool, response normalization across channels and within each map, locally connected layers.
-On processors pooling and normalization run as one fused C pass each way where the compiled kernels are at hand, else in
-plain torch; the two agree to rounding.
+On processors pooling and normalization run as one fused C pass each way, and locally connected layers in bf16 on AMX
+units, where the compiled kernels are at hand, else in plain torch; the two agree to rounding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thumbnet.models import fused
+from thumbnet.models import fused, local
 from thumbnet.models.fused import same_padding
 
 
@@ -122,8 +122,9 @@ class MapResponseNorm(nn.Module):
 class LocallyConnected(nn.Module):
     """A convolution whose weights are not shared: every position has a filter bank and biases of its own.
 
-    [N, inputs, side, side] -> [N, outputs, side, side]; the border is padded with zeros so that the side stays. All
-    positions are one batched matrix product, [positions, N, kernel^2 inputs] x [positions, kernel^2 inputs, outputs].
+    [N, inputs, side, side] -> [N, outputs, side, side]; the border is padded with zeros so that the side stays. Without
+    kernels for it (`local`) all positions are one batched matrix product, [positions, N, kernel^2 inputs] x [positions,
+    kernel^2 inputs, outputs].
     """
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int, side: int, std: float) -> None:
@@ -138,6 +139,8 @@ class LocallyConnected(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Connect; the result is channels-last in memory."""
+        if local.kernels_take(images_NCHW, self.weight):
+            return local.connect(images_NCHW, self.weight, self.bias, self.kernel // 2)
         N, _, H, W = images_NCHW.shape
         if torch.is_autocast_enabled(images_NCHW.device.type):
             # The product would be in this type; patches are nine times the input, so the input is cast instead.
