@@ -62,8 +62,8 @@ def load(name: str) -> Any:
 def preset_table() -> list[str]:
     """Return the table of presets: accuracy, time, speed, work, command."""
     return [
-        "| preset | test accuracy | training time | start-up, evaluation | images/s | PFLOP | command |",
-        "|---|---|---|---|---|---|---|",
+        "| preset | test accuracy | training time | start-up, evaluation | images/s | PFLOP | memory | command |",
+        "|---|---|---|---|---|---|---|---|",
         *(preset_row(load(path.name)) for path in sorted(RESULTS.glob("preset-*.json"), key=training_time)),
         *(run_row(folder) for folder in TRAINED_ONCE if (RESULTS / folder / "result.json").exists()),
         "",
@@ -102,7 +102,8 @@ def preset_row(preset: dict[str, Any]) -> str:
         f"| {minutes(seconds['mean'])} ({minutes(seconds['lowest'])} to {minutes(seconds['highest'])}) "
         f"| {preset['start_seconds']['mean']:.1f} s, {evaluation:.1f} s "
         f"| {preset['images_per_second']['mean']:,.0f}, {100 * preset['share_of_limit']:.0f} % of the limit "
-        f"| {preset['pflop']:.3g} | `thumbnet train --preset {preset['preset']}` |"
+        f"| {preset['pflop']:.3g} | {preset['memory_mib'] / 1024:.1f} GiB "
+        f"| `thumbnet train --preset {preset['preset']}` |"
     )
 
 
@@ -122,6 +123,7 @@ def run_row(folder: str) -> str:
         f"| {result['preset']} | {accuracy} ({raw}n = 1) "
         f"| {minutes(result['train_seconds'])}, {result['steps']:,} steps "
         f"| {result['start_seconds']:.1f} s, {result['test_seconds']:.1f} s | {images_per_second:,.0f} | "
+        f"| {result['memory_mib'] / 1024:.1f} GiB "
         f"| `thumbnet train --preset {result['preset']}` |"
     )
 

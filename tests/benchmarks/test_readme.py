@@ -114,6 +114,7 @@ def preset_result(name: str = "wide") -> dict[str, object]:
         "images_per_second": {"mean": 1234.5},
         "share_of_limit": 0.556,
         "pflop": 1.2345,
+        "memory_mib": 1536.0,
         "runs": [{"test_seconds": 10.0}, {"test_seconds": 11.0}],
     }
 
@@ -122,7 +123,7 @@ def test_the_row_of_a_preset(readme: ModuleType) -> None:
     assert readme.preset_row(preset_result()) == (
         "| wide | 93.76 % ± 0.10; over 6 views of the unsure 25 % 95.00 % ± 0.14 (n = 2) "
         "| 10.5 min (10.0 min to 11.0 min) | 2.4 s, 10.5 s | 1,234, 56 % of the limit | 1.23 "
-        "| `thumbnet train --preset wide` |"
+        "| 1.5 GiB | `thumbnet train --preset wide` |"
     )
 
 
