@@ -17,7 +17,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,28 @@ def images_per_second(call: Callable[[], object], seconds: float, *, images: int
         call()
         calls += 1
     return calls * images / elapsed
+
+
+def say_speeds(
+    task: Task,
+    train: Callable[[Any, Any], Any],
+    batches: Iterator[tuple[Any, Any]],
+    random_batch: Callable[[], tuple[Any, Any]],
+) -> None:
+    """Measure what was asked for of a peer whose training step takes images and labels and returns the loss."""
+    if "whole" in task.measures:
+        float(train(*next(batches)))  # waits for the value
+        say_started(task)
+        speed = images_per_second(lambda: train(*next(batches)), task.seconds, warm_up=WARM_UP_STEPS)
+        say("whole", images_per_second=speed)
+        say_memory()
+    if "step" in task.measures:
+        batch = random_batch()
+        speed = images_per_second(lambda: train(*batch), task.seconds, warm_up=WARM_UP_STEPS)
+        say("step", images_per_second=speed)
+    if "input" in task.measures:
+        speed = images_per_second(lambda: next(batches), task.seconds, warm_up=WARM_UP_BATCHES)
+        say("input", images_per_second=speed)
 
 
 def read_records(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,14 +19,9 @@ from measure import (
     DROP_FACTOR,
     DROP_STEPS,
     LEARNING_RATE,
-    WARM_UP_BATCHES,
-    WARM_UP_STEPS,
     WEIGHT_DECAY,
-    images_per_second,
     read_task,
-    say,
-    say_memory,
-    say_started,
+    say_speeds,
     say_versions,
 )
 from tutorial_tf import distorted_inputs
@@ -50,19 +45,7 @@ def main() -> None:
     step = Step()
     train = tf.function(step)
     batches = iter(distorted_inputs(task))
-    if "whole" in task.measures:
-        float(train(*next(batches)))
-        say_started(task)
-        speed = images_per_second(lambda: train(*next(batches)), task.seconds, warm_up=WARM_UP_STEPS)
-        say("whole", images_per_second=speed)
-        say_memory()
-    if "step" in task.measures:
-        images, labels = tf.random.normal([BATCH, CROP, CROP, 3]), tf.range(BATCH) % 10
-        speed = images_per_second(lambda: train(images, labels), task.seconds, warm_up=WARM_UP_STEPS)
-        say("step", images_per_second=speed)
-    if "input" in task.measures:
-        speed = images_per_second(lambda: next(batches), task.seconds, warm_up=WARM_UP_BATCHES)
-        say("input", images_per_second=speed)
+    say_speeds(task, train, batches, lambda: (tf.random.normal([BATCH, CROP, CROP, 3]), tf.range(BATCH) % 10))
 
 
 class Step:

@@ -16,14 +16,9 @@ from measure import (
     DROP_STEPS,
     LEARNING_RATE,
     TRAINING_IMAGES,
-    WARM_UP_BATCHES,
-    WARM_UP_STEPS,
     Task,
-    images_per_second,
     read_task,
-    say,
-    say_memory,
-    say_started,
+    say_speeds,
     say_versions,
 )
 from torch import Tensor, nn
@@ -72,22 +67,10 @@ def main() -> None:
         done += 1
         average.update(network, step=done)
         scheduler.step_update(num_updates=done)
-        return loss
+        return loss.detach()
 
     batches = endless(loader(task))
-    if "whole" in task.measures:
-        train(*next(batches)).item()
-        say_started(task)
-        speed = images_per_second(lambda: train(*next(batches)), task.seconds, warm_up=WARM_UP_STEPS)
-        say("whole", images_per_second=speed)
-        say_memory()
-    if "step" in task.measures:
-        images, labels = torch.randn(BATCH, 3, CROP, CROP), torch.arange(BATCH) % 10
-        speed = images_per_second(lambda: train(images, labels), task.seconds, warm_up=WARM_UP_STEPS)
-        say("step", images_per_second=speed)
-    if "input" in task.measures:
-        speed = images_per_second(lambda: next(batches), task.seconds, warm_up=WARM_UP_BATCHES)
-        say("input", images_per_second=speed)
+    say_speeds(task, train, batches, lambda: (torch.randn(BATCH, 3, CROP, CROP), torch.arange(BATCH) % 10))
 
 
 def loader(task: Task) -> torch.utils.data.DataLoader[tuple[Tensor, int]]:

@@ -11,13 +11,8 @@ from measure import (
     DROP_FACTOR,
     DROP_STEPS,
     LEARNING_RATE,
-    WARM_UP_BATCHES,
-    WARM_UP_STEPS,
-    images_per_second,
     read_task,
-    say,
-    say_memory,
-    say_started,
+    say_speeds,
     say_versions,
 )
 from torch import Tensor
@@ -44,7 +39,7 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         average.update_parameters(network)
-        return loss
+        return loss.detach()
 
     loader = torch.utils.data.DataLoader(
         Images(task.files),
@@ -55,19 +50,7 @@ def main() -> None:
         persistent_workers=True,
     )
     batches = endless(loader)
-    if "whole" in task.measures:
-        train(*next(batches)).item()
-        say_started(task)
-        speed = images_per_second(lambda: train(*next(batches)), task.seconds, warm_up=WARM_UP_STEPS)
-        say("whole", images_per_second=speed)
-        say_memory()
-    if "step" in task.measures:
-        images, labels = torch.randn(BATCH, 3, CROP, CROP), torch.arange(BATCH) % 10
-        speed = images_per_second(lambda: train(images, labels), task.seconds, warm_up=WARM_UP_STEPS)
-        say("step", images_per_second=speed)
-    if "input" in task.measures:
-        speed = images_per_second(lambda: next(batches), task.seconds, warm_up=WARM_UP_BATCHES)
-        say("input", images_per_second=speed)
+    say_speeds(task, train, batches, lambda: (torch.randn(BATCH, 3, CROP, CROP), torch.arange(BATCH) % 10))
 
 
 if __name__ == "__main__":
