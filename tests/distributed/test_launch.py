@@ -5,10 +5,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from thumbnet import engine
+from thumbnet.data.folder import list_pictures
+from thumbnet.data.picture_cache import RECORDS, decode_listing
 from thumbnet.distributed.launch import available
 from thumbnet.runs.checkpoint import load_checkpoint
 from thumbnet.runs.run import Run
@@ -61,6 +65,43 @@ def test_a_replica_that_is_killed_costs_a_checkpoint_interval_and_a_signal_to_th
     expected = load_checkpoint(max((tmp_path / "alone" / "checkpoints").glob("step-*")))
     for name, value in checkpoint.model.items():
         torch.testing.assert_close(value, expected.model[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def holder_of(lock: Path) -> int | None:
+    """Return the process that holds a lock, as the kernel tells it."""
+    if lock.exists():
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].endswith(f":{lock.stat().st_ino}"):
+                return int(fields[4])
+    return None
+
+
+@pytest.mark.slow
+def test_of_replicas_with_an_empty_cache_the_one_that_fills_it_is_killed(start: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(600):
+        path = tmp_path / "pets" / f"kind{number % 10}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    words = [*WORDS, "--data", str(tmp_path / "pets"), "--data-dir", str(tmp_path / "cache"), "--steps", "3"]
+    launcher = start(1, [*words, "--out", str(tmp_path / "out")], script=LAUNCHER, plain=True)
+    cache = tmp_path / "cache" / "pictures"
+    filling: list[int] = []
+
+    def decodes() -> bool:
+        if list(cache.glob(".tmp-*/new")) and (holder := holder_of(next(cache.glob(".lock-*")))):
+            filling.append(holder)
+        return bool(filling)
+
+    launcher.wait_until(decodes)
+    assert filling[0] in children_of(launcher.pids[0])
+    os.kill(filling[0], signal.SIGKILL)
+    assert launcher.end() == [0], launcher.errors()
+    (filled,) = (path for path in cache.iterdir() if not path.name.startswith(".lock"))
+    undisturbed = decode_listing(list_pictures(tmp_path / "pets"), 32, tmp_path / "other", lambda _: None)
+    assert (filled / RECORDS).read_bytes() == undisturbed.part.records.tobytes()
+    assert len(list((tmp_path / "out").iterdir())) == 1
 
 
 def test_an_error_that_no_restart_would_mend_ends_all_at_once(start: Any, tmp_path: Path) -> None:
