@@ -19,6 +19,7 @@ SMALL = ["train", "--data", "shapes", "--preset", "classic", "--precision", "fp3
 # A batch of 10 divides by 2 and not by 3.
 SHORT = [*SMALL, "--batch-size", "10", "--steps", "8", "--log-every", "1", "--checkpoint-every", "4"]
 WHOLE = [*SHORT, "--validation", "50", "--summary-every", "4", "--json"]
+SHARDS = Path(__file__).with_name("shards.py")
 ENDLESS = [*SMALL, "--batch-size", "10", "--steps", "100000", "--log-every", "1", "--summary-every", "0"]
 
 
@@ -95,24 +96,28 @@ def test_with_grains_the_weights_are_the_same_to_the_bit(preset: list[str], star
     assert_same_bits(start, tmp_path, words, (1, 3))
 
 
+def write_shards(folder: Path, files: int) -> Path:
+    """Write record files of 80 random pictures each."""
+    folder.mkdir()
+    rng, layout = np.random.default_rng(0), RecordFormat()
+    for number in range(files):
+        images_NHWC = rng.integers(0, 256, (80, *layout.image_shape), dtype=np.uint8)
+        (folder / f"{number}.bin").write_bytes(layout.pack(images_NHWC, rng.integers(0, 10, 80)).tobytes())
+    return folder
+
+
 def test_record_files_larger_than_the_pool_of_all_devices_train_the_same_to_the_bit(start: Any, tmp_path: Path) -> None:
     """400 pictures in 5 files, with room for 341: on one device; on two, in two parts that meet in mid-epoch."""
-    files, out = tmp_path / "files", tmp_path / "out"
-    files.mkdir()
-    rng, layout = np.random.default_rng(0), RecordFormat()
-    for number in range(5):
-        images_NHWC = rng.integers(0, 256, (80, *layout.image_shape), dtype=np.uint8)
-        (files / f"{number}.bin").write_bytes(layout.pack(images_NHWC, rng.integers(0, 10, 80)).tobytes())
+    files, out = write_shards(tmp_path / "files", 5), tmp_path / "out"
     words = [str(files), *SMALL, "--no-test", "--summary-every", "0", "--set", "input.pool_mib=1", "--pool", "1"]
     words += ["--batch-size", "50", "--grain", "25", "--out", str(out)]
     resumed = [str(files), "train", "--no-test", "--steps", "12", "--resume", str(out / "parts")]
-    script = Path(__file__).with_name("shards.py")
     for count, more in (
         (1, [*words, "--steps", "12", "--name", "whole"]),
         (2, [*words, "--steps", "5", "--name", "parts"]),
         (2, resumed),
     ):
-        group = start(count, more, script=script)
+        group = start(count, more, script=SHARDS)
         assert set(group.end()) == {0}, group.errors()
     assert weights_of(out / "parts") == weights_of(out / "whole")
 
@@ -199,13 +204,23 @@ def test_replicas_with_other_recipes_or_too_many_of_them_are_refused_once(start:
     assert not list(tmp_path.iterdir())
 
 
+def test_replicas_with_other_pictures_are_refused_once(start: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [[str(write_shards(tmp_path / f"on{rank}", 1 + rank)), *SHORT, "--out", str(out)] for rank in range(2)]
+    group = start(2, words, script=SHARDS)
+    assert group.end() == [2, 2], group.errors()
+    assert "".join(group.errors()).count("thumbnet: error") == 1, group.errors()
+    assert "replica 1 has other pictures than replica 0: give all machines the same data" in "".join(group.errors())
+    assert not list(out.iterdir())
+
+
 def test_no_meeting_place(start: Any, tmp_path: Path) -> None:
     words = [*SHORT, "--out", str(tmp_path), "--timeout", "1s"]
     unreachable = start(2, words, only=range(1, 2))
     waiting = start(3, words, only=range(1))
-    unset = start(2, words, only=range(1), MASTER_ADDR="")
+    unset = start(2, words, MASTER_ADDR="")
     nonsense = start(2, words, only=range(1, 2), MASTER_ADDR="no-such-machine.invalid")
-    assert [group.end()[0] for group in (unreachable, waiting, unset, nonsense)] == [4, 4, 2, 4]
+    assert [group.end() for group in (unreachable, waiting, unset, nonsense)] == [[4], [4], [2, 2], [4]]
     assert "replica 1: cannot reach 127.0.0.1" in unreachable.errors()[0]
     assert "2 of 3 replicas have not come" in waiting.errors()[0]
     assert "MASTER_ADDR is not set" in unset.errors()[0]
