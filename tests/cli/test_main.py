@@ -24,6 +24,11 @@ def test_help_needs_nothing_heavy(arguments: list[str]) -> None:
     assert "usage: thumbnet" in done.stdout
 
 
+def test_the_package_runs_as_the_command() -> None:
+    command = [sys.executable, "-m", "thumbnet", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("thumbnet ")
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from thumbnet.cli.main import main
 
@@ -252,6 +253,21 @@ def test_a_resume_keeps_the_threads_that_its_run_began_with(
     assert main(["train", "--resume", "--steps", "4", "--out", str(tmp_path), "--threads", "2"]) == 0
     assert "the run began with --threads 1" in capsys.readouterr().err
     assert torch.get_num_threads() == 2
+
+
+def test_resume_and_eval_find_the_data_where_the_training_had_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(8):
+        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (30 * number, 9, 9)).save(path)
+    data = ["--data", str(tmp_path / "pictures"), "--data-dir", str(tmp_path / "cache")]
+    out = ["--threads", "1", "--out", str(tmp_path / "runs")]
+    assert main(["train", *SMALL, *data, "--batch-size", "4", "--steps", "1", *out]) == 0
+    assert main(["train", "--resume", "--steps", "2", *out]) == 0
+    assert main(["eval", "--no-plots", *out]) == 0
+    assert capsys.readouterr().err.count("decoding 8 pictures") == 1
 
 
 @pytest.mark.parametrize("shorter", [["--steps", "2"], ["--epochs", "0.02"]])

@@ -74,6 +74,14 @@ def test_a_tenth_of_each_class_and_at_least_one_is_for_the_test(folder: Path, lo
     assert "warning: pets: no pictures for the test of fox" in notes
 
 
+def test_without_a_picture_to_spare_none_is_said_to_be_for_the_test(tmp_path: Path, load):
+    for seed, name in enumerate(("cat", "dog")):
+        put(tmp_path / "pets" / name / "0.png", seed)
+    splits, notes = load(tmp_path / "pets")
+    assert splits.test is None
+    assert "pets: 2 classes; 2 for training, none for the test: no class has a picture to spare" in notes
+
+
 @pytest.mark.parametrize(("asked", "got"), [(0.1, 6), (0.5, 29), (10, 10), (1, 1)])
 def test_validation_as_a_share_or_a_number(asked: float, got: int, folder: Path, load):
     splits, _ = load(folder, validation=asked)

@@ -140,6 +140,18 @@ def test_links_are_followed_and_circles_end(tmp_path: Path):
     assert listing.stamps[1].tolist() == [-1, -1]
 
 
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_link_back_gives_a_class_no_pictures_of_others(splits: bool, tmp_path: Path):
+    tops = ("train/", "test/") if splits else ("",)
+    put(tmp_path, *(f"{top}{name}/1.jpg" for top in tops for name in "abc"))
+    for top in tops:
+        (tmp_path / top / "b" / "back").symlink_to(tmp_path / top)
+        (tmp_path / top / "b" / "top").symlink_to(tmp_path)
+    listing = list_pictures(tmp_path)
+    assert listing.class_names == ("a", "b", "c")
+    assert sorted(listing.labels.tolist()) == sorted([0, 1, 2] * len(tops))
+
+
 def test_a_pipe_is_listed_but_never_opened(tmp_path: Path):
     put(tmp_path, "a/1.jpg", "b/1.jpg")
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
@@ -154,6 +166,7 @@ def test_a_pipe_is_listed_but_never_opened(tmp_path: Path):
         (["1.jpg", "2.jpg"], "2 pictures lie in it directly, such as 1.jpg: there are no classes\nmake one folder"),
         (["only/1.jpg", "only/2.jpg"], "all 2 pictures are of one class, 'only'"),
         (["train/a/1.jpg", "test/a/1.jpg"], "one class, 'a'"),
+        (["train/a/1.jpg", "train/b/1.jpg"], r"'train' is the only folder .*\n.* give --data .*/train; else put"),
     ],
 )
 def test_folders_without_a_choice_of_classes_are_refused(files: list[str], message: str, tmp_path: Path):

@@ -8,7 +8,7 @@ from PIL import Image
 from thumbnet.evaluation import plots
 from thumbnet.evaluation.metrics import Metrics, compute_metrics
 
-CLASSES = [("a",), tuple(f"class {i}" for i in range(10)), tuple(f"class {i}" for i in range(60))]
+CLASSES = [("a",), ("空", "花"), tuple(f"class {i}" for i in range(10)), tuple(f"class {i}" for i in range(60))]
 
 
 def opened(png: bytes) -> Image.Image:

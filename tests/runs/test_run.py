@@ -272,6 +272,17 @@ def test_the_resume_command_survives_a_shell(tmp_path, recipe):
     assert run.resume_command == f"thumbnet train --resume '{run.path}'"
 
 
+def test_a_run_knows_where_its_data_was_kept_as_long_as_it_is_there(tmp_path, recipe, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    run = Run.create(tmp_path / "runs", recipe, data_dir=Path("data"))
+    monkeypatch.chdir("/")
+    assert Run.open(run.path).data_dir == tmp_path / "data"
+    (tmp_path / "data").rmdir()
+    assert run.data_dir is None
+    assert Run.create(tmp_path / "runs", recipe).data_dir is None
+
+
 def test_the_lock_of_one_process(tmp_path, recipe):
     run = Run.create(tmp_path, recipe)
     (run.checkpoints.folder / ".tmp-step-00000001").mkdir()

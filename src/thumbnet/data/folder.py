@@ -199,7 +199,11 @@ def _balance(listing: Listing, labels: np.ndarray, splits: np.ndarray) -> Iterat
     )
     used = [split for split in range(len(SPLITS)) if counts[:, split].any()]
     totals = ", ".join(f"{counts[:, split].sum():,} for {_purpose(split)}" for split in used)
-    by_itself = "" if listing.splits is not None else "; a tenth of each class was set aside for the test"
+    by_itself = ""
+    if listing.splits is None:
+        by_itself = "; a tenth of each class was set aside for the test"
+        if SPLITS.index("test") not in used:
+            by_itself = ", none for the test: no class has a picture to spare"
     yield f"{listing.name}: {len(listing.class_names):,} classes; {totals}{by_itself}"
     by_size = np.argsort(-counts.sum(1), kind="stable")
     half = _LISTED_CLASSES // 2

@@ -57,6 +57,12 @@ def list_tree(root: Path) -> Listing:
         ) from error
     if not found.paths:
         raise DataError(_nothing_there(root, found))
+    if not split_folders and len(set(found.classes)) == 1 and found.classes[0].lower() in SPLIT_NAMES:
+        only = found.classes[0]
+        raise DataError(
+            f"{root}: '{only}' is the only folder with pictures in it: neither several classes nor several splits\n"
+            f"if its folders are the classes, give --data {root / only}; else put another split or class beside it"
+        )
     return make_listing(
         root,
         root,
@@ -97,7 +103,8 @@ def _split_folders(root: Path) -> dict[str, int]:
 
 def _walk_classes(root: Path, split_folder: str, split: int, found: _Found) -> None:
     """Add the pictures of each class's folder, at any depth below it."""
-    seen: set[tuple[int, int]] = set()
+    # A link in a class's folder back to these would make the pictures of the other classes its own.
+    seen = {(status.st_dev, status.st_ino) for status in (root.stat(), (root / split_folder).stat())}
     start = f"{root}/"
     for entry in _entries(root / split_folder):
         if not entry.is_dir():

@@ -106,7 +106,7 @@ def load_for(
         run: the run.
         split: the part that is going to be evaluated.
         data: another name or path than that of the run: its pictures were moved, or others are to be looked at.
-        data_dir: the cache; None for the user's cache folder.
+        data_dir: where data sets are kept; None for where the run had them, or else the user's cache folder.
         offline: never touch the network.
         note: gets lines for the user.
 
@@ -119,7 +119,7 @@ def load_for(
         config = dataclasses.replace(config, name=data)
         if split == "test":  # what was kept for validation does not matter, and other data may not allow it
             config = dataclasses.replace(config, validation=0.0)
-    return load_splits(config, data_dir=data_dir, offline=offline, note=note)
+    return load_splits(config, data_dir=data_dir or run.data_dir, offline=offline, note=note)
 
 
 class Evaluator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -160,5 +161,8 @@ def empty_figure(width_in: float, height_in: float, title: str) -> Figure:
 def png_of(figure: Figure) -> bytes:
     """Return a figure as a PNG file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", facecolor="white")
+    with warnings.catch_warnings():
+        # Letters that the font lacks, such as Chinese ones in a class's name, become boxes; a table holds the names.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        figure.savefig(file, format="png", facecolor="white")
     return file.getvalue()

@@ -2,7 +2,7 @@
 
 runs/quick-20260102-030405/
   recipe.toml      everything that decides what the training computes
-  run.json         command, versions, machine, time of creation
+  run.json         command, where data sets are kept, versions, machine, time of creation
   data.json        what the pictures were, see `thumbnet.runs.facts`
   metrics.jsonl    one line of numbers for each report
   log.txt          the lines of the console
@@ -62,13 +62,14 @@ class Run:
         self.checkpoints = CheckpointStore(path / "checkpoints", keep=recipe.train.keep)
 
     @classmethod
-    def create(cls, out: Path, recipe: Recipe, name: str | None = None) -> Run:
+    def create(cls, out: Path, recipe: Recipe, name: str | None = None, *, data_dir: Path | None = None) -> Run:
         """Make the folder of a new run; none that exists is ever touched.
 
         Args:
             out: folder of the runs, made if missing.
             recipe: written whole into the run.
             name: name of the folder; without one, preset and local time, and a number if that is taken.
+            data_dir: where data sets are kept, which a resume and an evaluation then need not be told again.
 
         Raises:
             UsageError: the name is taken or cannot be a name, or `out` cannot be written to.
@@ -84,7 +85,7 @@ class Run:
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
             replace_file(path / RECIPE_FILE, tomli_w.dumps(recipe_to_dict(recipe)).encode())
             # Last, since this file makes the folder a run.
-            replace_file(path / RUN_FILE, _json_bytes(_describe_run(path.name, recipe, created)))
+            replace_file(path / RUN_FILE, _json_bytes(_describe_run(path.name, recipe, created, data_dir)))
         except OSError as error:
             if path is not None:
                 shutil.rmtree(path, ignore_errors=True)
@@ -107,19 +108,30 @@ class Run:
     @property
     def threads(self) -> int | None:
         """Processor threads the run was made with, which decide how its sums round; None where it does not say."""
-        try:
-            threads = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["machine"]["threads"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        threads = self._described("machine", "threads")
         return threads if type(threads) is int and threads > 0 else None
 
     @property
     def replicas(self) -> int:
         """Replicas the run was begun with."""
+        replicas = self._described("machine", "replicas")
+        return replicas if type(replicas) is int else 1
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Where data sets were kept for it, if that was said and is still there; None for the user's cache folder."""
+        folder = self._described("data_dir")
+        return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
+
+    def _described(self, *keys: str) -> Any:
+        """Return an entry of `run.json`, None where it does not say."""
         try:
-            return int(json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))["machine"]["replicas"])
+            entry: Any = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
+            for key in keys:
+                entry = entry[key]
         except (OSError, ValueError, KeyError, TypeError):
-            return 1
+            return None
+        return entry
 
     @property
     def resume_command(self) -> str:
@@ -379,7 +391,7 @@ def _make_folder(out: Path, recipe: Recipe, name: str | None) -> Path:
             number += 1
 
 
-def _describe_run(name: str, recipe: Recipe, created: str) -> dict[str, Any]:
+def _describe_run(name: str, recipe: Recipe, created: str, data_dir: Path | None) -> dict[str, Any]:
     """Return what `run.json` holds."""
     return {
         "name": name,
@@ -387,6 +399,7 @@ def _describe_run(name: str, recipe: Recipe, created: str) -> dict[str, Any]:
         "created": created,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "folder": str(Path.cwd()),
+        "data_dir": None if data_dir is None else str(data_dir.absolute()),
         "job": job_of(os.environ),
         "thumbnet": thumbnet.__version__,
         "torch": torch.__version__,

@@ -61,6 +61,7 @@ def start_run(
     load: Callable[[Recipe], Splits],
     *,
     given: Collection[str] = (),
+    data_dir: Path | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> tuple[Run, Splits]:
     """Make the folder of a new run and load its data; the folder does not stay when the data cannot be had.
@@ -74,6 +75,7 @@ def start_run(
         name: of the run's folder; preset and time if None.
         load: returns the data of a recipe.
         given: entries of the recipe that must not be fitted to the data.
+        data_dir: where `load` keeps data sets.
         note: gets a line where something was.
 
     Raises:
@@ -88,7 +90,7 @@ def start_run(
         data=dataclasses.replace(recipe.data, name=lasting_name(recipe.data.name)),
     )
     # Before the data, which may take minutes to fetch: a place that cannot be written to is told at once.
-    run = Run.create(out, recipe, name)
+    run = Run.create(out, recipe, name, data_dir=data_dir)
     try:
         splits = load(recipe)
         recipe, remark = fit_to_examples(recipe, len(splits.train), given)

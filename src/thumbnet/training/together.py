@@ -75,17 +75,24 @@ def announce_run(replicas: Replicas, run: Run, *, resume: bool) -> None:
             "use fewer replicas or a larger batch"
         )
     threads = run.threads if resume and run.replicas == replicas.count else None
-    told = {"path": str(run.path), "recipe": recipe_to_dict(run.recipe), "resume": resume, "threads": threads}
+    told = {
+        "path": str(run.path),
+        "recipe": recipe_to_dict(run.recipe),
+        "resume": resume,
+        "threads": threads,
+        "data_dir": None if run.data_dir is None else str(run.data_dir),
+    }
     replicas.announce("run", json.dumps(told))
 
 
-def hear_of_run(replicas: Replicas) -> tuple[Run, bool, int | None]:
-    """Return, on another replica than 0, the run, whether it is resumed, and with how many threads it began.
+def hear_of_run(replicas: Replicas) -> tuple[Run, bool, int | None, Path | None]:
+    """Return, on another replica than 0, the run, whether it is resumed, its threads, and where its data was kept.
 
     The run's folder may be on another machine, and is not touched.
     """
     told = json.loads(replicas.announce("run", ""))
-    return Run(Path(told["path"]), recipe_from_dict(told["recipe"]), created=""), told["resume"], told["threads"]
+    run = Run(Path(told["path"]), recipe_from_dict(told["recipe"]), created="")
+    return run, told["resume"], told["threads"], Path(told["data_dir"]) if told["data_dir"] else None
 
 
 def run_of_job(out: Path, wait_s: float, note: Callable[[str], None]) -> Run | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -33,7 +34,7 @@ class Options:
     """What a training is asked for beside its recipe."""
 
     data_dir: Path | None = None
-    """Where data sets are kept; None for the user's cache folder."""
+    """Where data sets are kept; None for where a resumed run had them, or else the user's cache folder."""
     offline: bool = False
     """Never touch the network."""
     threads: int | None = None
@@ -133,7 +134,13 @@ def train_new(
     if restarted := run_of_job(out, options.replicas.timeout_s, options.note):
         return train_on(restarted, {}, options)
     run, loaded = start_run(
-        recipe, out, name, options.load if splits is None else lambda _: splits, given=given, note=options.note
+        recipe,
+        out,
+        name,
+        options.load if splits is None else lambda _: splits,
+        given=given,
+        data_dir=options.data_dir,
+        note=options.note,
     )
     with _no_empty_run(run):
         return _train(run, lambda: loaded, options, run.recipe.train.log_format, resume=False)
@@ -147,7 +154,8 @@ def follow(options: Options) -> TrainResult:
         DivergedError: as `train_new`.
         Stopped: all replicas were interrupted.
     """
-    run, resume, threads = hear_of_run(options.replicas)
+    run, resume, threads, data_dir = hear_of_run(options.replicas)
+    options = dataclasses.replace(options, data_dir=options.data_dir or data_dir)
     engine.prepare(threads or options.threads)
     return _train(run, lambda: options.load(run.recipe), options, run.recipe.train.log_format, resume=resume)
 
@@ -181,6 +189,7 @@ def train_on(run: Run, overrides: Mapping[str, object], options: Options) -> Tra
         Stopped: it was interrupted.
     """
     engine.prepare(options.threads)
+    options = dataclasses.replace(options, data_dir=options.data_dir or run.data_dir)
     if "data.name" in overrides:
         overrides = {**overrides, "data.name": lasting_name(str(overrides["data.name"]))}
     recipe = resumed_recipe(run, overrides)
