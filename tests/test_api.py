@@ -198,6 +198,24 @@ def test_runs_and_checkpoints_that_are_not_there(shapes: Path):
     assert thumbnet.load(shapes / "checkpoints" / "step-00000002", weights="raw").step == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": "avrage"}, "weights is 'avrage' - did you mean 'average'?"),
+        ({"split": "tset"}, "split is 'tset' - did you mean 'test'?"),
+        ({"threads": 0}, "threads is 0: it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(arguments: dict[str, object], message: str, shapes: Path):
+    with pytest.raises(thumbnet.UsageError, match=re.escape(message)):
+        thumbnet.evaluate(shapes, **arguments)  # type: ignore[arg-type]
+
+
+def test_unknown_weights_are_not_loaded(shapes: Path):
+    with pytest.raises(thumbnet.UsageError, match="weights is 'avg' - "):
+        thumbnet.load(shapes, weights="avg")  # type: ignore[arg-type]
+
+
 def press_stop(run: Path) -> threading.Thread:
     """Send SIGINT to this process once the run has told of a step, as a notebook's stop button does."""
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from thumbnet import engine
 from thumbnet.config import (
@@ -21,7 +21,7 @@ from thumbnet.config import (
 )
 from thumbnet.data import lasting_name, load_splits
 from thumbnet.data.dataset import Splits
-from thumbnet.errors import UsageError
+from thumbnet.errors import UsageError, did_you_mean
 from thumbnet.evaluation.evaluate import BATCH_SIZE
 from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load_for
 from thumbnet.evaluation.metrics import Metrics, Weights
@@ -188,10 +188,12 @@ def evaluate(
         quiet: print nothing.
 
     Raises:
-        UsageError: there is no such run or split.
+        UsageError: there is no such run, split or weights.
         DataError: the data cannot be had, or has other classes than the run.
         CheckpointError: the checkpoint is missing or damaged.
     """
+    _insist("split", split, Split)
+    _insist("weights", weights, Weights)
     engine.prepare(threads)
     tell = _teller(quiet)
     found, checkpoint = _find(run, out, checkpoint)
@@ -236,9 +238,10 @@ def load(
         threads: processor threads; None for every core.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run, or no such weights.
         CheckpointError: the checkpoint is missing or damaged.
     """
+    _insist("weights", weights, Weights)
     engine.prepare(threads)
     found, checkpoint = _find(run, out, checkpoint)
     return Predictor(found, checkpoint=checkpoint, weights=weights, precision=precision, note=say)
@@ -280,6 +283,13 @@ def _find(run: RunLike | None, out: PathLike, checkpoint: Checkpoint) -> tuple[R
     if checkpoint != "latest":
         raise UsageError(f"{run} is one checkpoint: name its run, {found.path}, to choose another")
     return found, step
+
+
+def _insist(what: str, value: str | None, names: Any) -> None:
+    """Refuse a value that is none of the names of a `Literal`: nothing checks types in a notebook."""
+    known: tuple[str, ...] = get_args(names)
+    if value is not None and value not in known:
+        raise UsageError(f"{what} is {value!r}{did_you_mean(str(value), known)}")
 
 
 def _path(path: PathLike | None) -> Path | None:

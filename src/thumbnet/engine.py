@@ -122,7 +122,13 @@ def usable_cores() -> int:
 
 
 def prepare(threads: int | None = None) -> None:
-    """Set up this process for training or evaluation: threads (default: every core it may use) and allocator."""
+    """Set up this process for training or evaluation: threads (default: every core it may use) and allocator.
+
+    Raises:
+        UsageError: fewer than one thread is asked for.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}: it must be at least 1")
     torch.set_num_threads(threads or usable_cores())
     _keep_freed_memory()
 
