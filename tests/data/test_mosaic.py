@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +85,11 @@ def test_the_caption_tells_every_distortion_and_no_other():
     for part in ("border of 2", "alternating flips", "brightness ±63", "contrast 0.2 to 1.8", "8x8 cut-outs"):
         assert part in full
         assert part not in plain
+
+
+def test_letters_of_other_languages_are_drawn():
+    dataset = dataset_of([0], 1)
+    drawn = [
+        np.asarray(draw_mosaic(dataset, DistortConfig(crop=24), np.array([0]), seed=0, title=title)) for title in "üñж"
+    ]
+    assert not any(np.array_equal(one, other) for one, other in itertools.pairwise(drawn))  # no boxes

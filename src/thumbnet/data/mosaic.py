@@ -132,4 +132,11 @@ def _paste(page: Image.Image, image_HWC: np.ndarray, left: int, top: int) -> Non
 
 
 def _text(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, colour: tuple[int, int, int]) -> None:
-    pen.multiline_text(place, text, fill=colour, font=ImageFont.load_default(size), spacing=6)
+    pen.multiline_text(place, text, fill=colour, font=_font(size), spacing=6)
+
+
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    """Return the font of the plots: Pillow's own knows no letter beyond ASCII, such as those of other languages."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
