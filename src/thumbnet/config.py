@@ -77,7 +77,8 @@ class InputConfig:
     pool_mib: int = 512
     """Most memory that the shuffling pool takes, in MiB, of all devices together: each holds its share of it. A larger
     `pool` is cut to it, so that any data set fits; blocks of 1 MiB of the files are then read in another order in each
-    epoch, so that what is far apart in the files mixes too."""
+    epoch, so that what is far apart in the files mixes too. On GPUs, a data set whose pictures take no more is kept on
+    each of them whole."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ def train(recipe: Recipe, dataset: ImageDataset, replicas: Replicas) -> tuple[Tr
             result = train_step(
                 state, next(batches), check=GradientCheck(state.model), precision=FP32, label_smoothing=0.1, team=team
             )
-            reports.append([result.loss, result.accuracy, result.gradient_norm, team.seconds()])
+            reports.append([*result.figures.tolist(), team.seconds()])
     return state, reports
 
 

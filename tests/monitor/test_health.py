@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from thumbnet.errors import DivergedError
-from thumbnet.monitor.health import GradientCheck, SpikeDetector
+from thumbnet.monitor.health import GradientCheck, SpikeDetector, check_late
 
 
 @pytest.fixture
@@ -21,22 +21,32 @@ def model() -> nn.Module:
     return model
 
 
-def test_returns_loss_and_the_norm_over_all_gradients(model: nn.Module) -> None:
+def checked(model: nn.Module, loss: float) -> list[float]:
+    """Return loss, accuracy and norm of step 7, after they were found good."""
+    check = GradientCheck(model)
+    figures = check.measure(torch.tensor(loss), torch.tensor(0.25))
+    check.check(7, figures)
+    values: list[float] = figures.tolist()
+    return values
+
+
+def test_returns_loss_accuracy_and_the_norm_over_all_gradients(model: nn.Module) -> None:
     flat = np.concatenate([parameter.grad.numpy().ravel() for parameter in model.parameters()])
-    loss, norm = GradientCheck(model).check(7, torch.tensor(1.5))
-    assert loss == 1.5
+    loss, accuracy, norm = checked(model, 1.5)
+    assert (loss, accuracy) == (1.5, 0.25)
     assert norm == pytest.approx(np.sqrt((flat.astype(np.float64) ** 2).sum()), rel=1e-6)
 
 
 def test_takes_bf16_losses_and_gradients(model: nn.Module) -> None:
-    loss, norm = GradientCheck(model.bfloat16()).check(7, torch.tensor(1.5, dtype=torch.bfloat16))
-    assert (loss, norm) == (1.5, pytest.approx(norm))
+    exact = checked(model, 1.5)
+    figures = GradientCheck(model.bfloat16()).measure(torch.tensor(1.5, dtype=torch.bfloat16), torch.tensor(0.25))
+    assert figures.tolist() == pytest.approx(exact, rel=0.01)
 
 
 @pytest.mark.parametrize(("value", "spelt"), [(math.nan, "NaN"), (math.inf, "inf"), (-math.inf, "-inf")])
 def test_refuses_a_loss_that_is_not_finite(model: nn.Module, value: float, spelt: str) -> None:
     with pytest.raises(DivergedError, match=f"step 7: Model diverged with loss = {spelt}\n"):
-        GradientCheck(model).check(7, torch.tensor(value))
+        checked(model, value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -45,26 +55,41 @@ def test_names_the_gradient_that_is_not_finite(model: nn.Module, name: str, valu
     gradient = model.get_parameter(name).grad
     gradient.view(-1)[-1] = value
     with pytest.raises(DivergedError, match=rf"step 7: .* 1 of {gradient.numel()} values of the gradient of {name}"):
-        GradientCheck(model).check(7, torch.tensor(1.5))
+        checked(model, 1.5)
 
 
 def test_huge_finite_gradients_are_not_called_infinite(model: nn.Module) -> None:
     model.get_parameter("first.bias").grad.fill_(1e30)
-    _, norm = GradientCheck(model).check(0, torch.tensor(1.5))
+    _, _, norm = checked(model, 1.5)
     assert norm == pytest.approx(2e30)
 
 
 def test_parameters_without_gradient_are_left_out(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter.grad = None
-    assert GradientCheck(model).check(0, torch.tensor(1.5)) == (1.5, 0.0)
+    assert checked(model, 1.5) == [1.5, 0.25, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "what"),
+    [(math.nan, 1.0, "loss = NaN"), (math.inf, math.nan, "loss = inf"), (1.5, math.inf, "norm of the gradient = inf")],
+)
+def test_refuses_late_what_is_not_finite(loss: float, norm: float, what: str) -> None:
+    with pytest.raises(
+        DivergedError, match=f"step 7: Model diverged with {what}\nthe weights are again those of step 5"
+    ):
+        check_late(7, loss, norm, 5)
+
+
+def test_lets_pass_late_what_is_finite() -> None:
+    check_late(7, 1e30, 1e30, 5)
 
 
 def test_weights_stay_when_the_step_is_refused(model: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.get_parameter("second.weight").grad[0, 0] = math.nan
     with pytest.raises(DivergedError):
-        GradientCheck(model).check(0, torch.tensor(1.5))
+        checked(model, 1.5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

@@ -34,8 +34,13 @@ class ExactTeam(Team):
             seconds: clock of the training; replica 0's counts.
 
         Raises:
-            UsageError: there are fewer grains than replicas.
+            UsageError: there are fewer grains than replicas, or the device cannot add in float64.
         """
+        self._device = next(model.parameters()).device
+        try:
+            torch.zeros(1, dtype=torch.float64, device=self._device)
+        except TypeError as error:
+            raise UsageError(f"--grain sums in float64, which {self._device.type} lacks: train without it") from error
         super().__init__(replicas, model, batch_size=batch_size, seconds=seconds)
         grains = math.ceil(batch_size / grain)
         if grains < replicas.count:
@@ -53,7 +58,7 @@ class ExactTeam(Team):
         """Begin a step: return the grains of this replica's images."""
         self._former = self._flat_statistics()
         # What all replicas sum up: loss, hits and votes; and the running statistics of batch normalization.
-        self._sums = [torch.zeros(2, dtype=torch.float64), self._former.double().zero_()]
+        self._sums = [torch.zeros(2, dtype=torch.float64, device=self._device), self._former.double().zero_()]
         self._gradients = []
         return [slice(start, min(start + self._grain, count)) for start in range(0, count, self._grain)]
 
@@ -69,8 +74,8 @@ class ExactTeam(Team):
     def begin(self, loss: Tensor, hits: Tensor) -> None:
         """Take in the figures of a grain, between its forward and its backward."""
         portion = len(hits) / self._batch_size
-        self._sums[0][0] += loss.detach().double().cpu() * portion
-        self._sums[0][1] += hits.sum().cpu() / self._batch_size
+        self._sums[0][0] += loss.detach().double() * portion
+        self._sums[0][1] += hits.sum() / self._batch_size
         if self._statistics:
             self._sums[1] += self._flat_statistics() * portion
 
@@ -94,7 +99,7 @@ class ExactTeam(Team):
             parameter.grad = torch.empty_like(parameter).copy_(values.view(parameter.shape))
         if self._statistics:
             self._set_statistics(self.replicas.sum(self._sums[1]))
-        return self._read(self.replicas.sum(torch.cat([self._sums[0], self._votes(torch.device("cpu"))])))
+        return self._read([self.replicas.sum(message) for message in self._messages(self._sums[0])])
 
 
 def team_for(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +93,7 @@ class Team:
             self._figures = Figures(loss=loss, accuracy=hits.float().mean())
             return
         mine = torch.stack([loss.detach() * self._portion, hits.sum() / self._batch_size]).double()
-        self._sums = [torch.cat([mine, self._votes(loss.device)])]
+        self._sums = self._messages(mine)
         if self._statistics:
             self._sums.append(self._flat_statistics() * self._portion)
         self._works = [dist.all_reduce(values, async_op=True) for values in self._sums]
@@ -109,20 +109,29 @@ class Team:
         for work in self._works:
             work.wait()
         if self._statistics:
-            self._set_statistics(self._sums[1])
-        return self._read(self._sums[0])
+            self._set_statistics(self._sums[-1])
+        return self._read(self._sums)
 
-    def _votes(self, where: torch.device) -> Tensor:
+    def _messages(self, figures: Tensor) -> list[Tensor]:
+        """Return what all replicas sum up: figures, float64 [2], and votes, between processors in one message.
+
+        Votes never leave the host, where they are read after every step: a GPU would have to be waited for.
+        """
+        votes = self._votes()
+        return [torch.cat([figures, votes])] if figures.device.type == "cpu" else [figures, votes]
+
+    def _votes(self) -> Tensor:
         """Return what this replica says beside its figures, float64 [4]."""
         clock = self._seconds() if self.replicas.rank == 0 else 0.0
         wait_s = self._wait_s / self.replicas.count
         votes = [self._stop == signal.SIGINT, self._stop == signal.SIGTERM, wait_s, clock]
-        return torch.tensor(votes, dtype=torch.float64, device=where)
+        return torch.tensor(votes, dtype=torch.float64)
 
-    def _read(self, sums: Tensor) -> Figures:
-        """Return the figures, and keep the votes, of all replicas."""
-        self._agreed = sums[2:].tolist()
-        return Figures(loss=sums[0].float(), accuracy=sums[1].float())
+    def _read(self, sums: Sequence[Tensor]) -> Figures:
+        """Return the figures, and keep the votes, of all replicas, from the sums of `_messages`."""
+        figures = sums[0]
+        self._agreed = (figures[2:] if figures.device.type == "cpu" else sums[1]).tolist()
+        return Figures(loss=figures[0].float(), accuracy=figures[1].float())
 
     def _flat_statistics(self) -> Tensor:
         """Return a copy of the running statistics as one tensor."""

@@ -17,6 +17,7 @@ from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.engine import Precision
 from thumbnet.evaluation.metrics import Metrics, compute_metrics
 from thumbnet.evaluation.views import over_views
+from thumbnet.input.device import pin, send
 from thumbnet.input.pipeline import evaluation_batches
 
 if TYPE_CHECKING:
@@ -104,16 +105,16 @@ def predict_logits(
     Arguments are those of `evaluate_weights`.
     """
     device = next(model.parameters()).device
-    logits_NC = torch.zeros(len(dataset), len(dataset.class_names))
+    logits_NC = torch.zeros(len(dataset), len(dataset.class_names), device=device)
     labels_N = torch.zeros(len(dataset), dtype=torch.int64)
     share = replicas.share(math.ceil(len(dataset) / batch_size))
     with _evaluation_mode(model), torch.inference_mode(), precision.autocast():
         for batch in evaluation_batches(dataset, distort, batch_size, share):
             rows = slice(batch.indices[0], batch.indices[-1] + 1)
-            logits_NC[rows] = model(batch.images.to(device, memory_format=torch.channels_last)).float().cpu()
+            logits_NC[rows] = model(send(pin(batch.images, device), device)).float()
             labels_N[rows] = batch.labels
     # Rows of other replicas are zero here, so the sum is the whole.
-    return replicas.sum(logits_NC).numpy(), replicas.sum(labels_N).numpy()
+    return replicas.sum(logits_NC.cpu()).numpy(), replicas.sum(labels_N).numpy()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,10 @@
-"""Whether a training step may be applied: finite loss and gradients; and whether its loss is out of the ordinary."""
+"""Whether a training step may be applied: finite loss and gradients; and whether its loss is out of the ordinary.
+
+On a processor the figures of a step are looked at before its update. An accelerator would have to be waited for every
+time: there they stay on the device until something is to be told or saved, and if one of them then is not finite, the
+training goes back to the state in which all figures had last been looked at. Either way no weights are saved, validated
+or tested that such a step has touched.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +26,33 @@ class GradientCheck:
     def __init__(self, model: nn.Module) -> None:
         self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
-    def check(self, step: int, loss: Tensor) -> tuple[float, float]:
-        """Return (loss, gradient norm) of a step whose backward has run; call it before the update.
+    def measure(self, loss: Tensor, accuracy: Tensor) -> Tensor:
+        """Return loss, accuracy and gradient norm of a step whose backward has run, float32 [3], where the network is.
+
+        Args:
+            loss: the loss, a scalar tensor.
+            accuracy: the accuracy, likewise.
+        """
+        gradients = [parameter.grad for _, parameter in self._named if parameter.grad is not None]
+        loss = loss.detach().float()
+        norm = torch.stack(torch._foreach_norm(gradients)).float() if gradients else loss.new_zeros(1)
+        return torch.stack([loss, accuracy, torch.linalg.vector_norm(norm)])
+
+    def check(self, step: int, figures: Tensor) -> None:
+        """Refuse a step whose figures are not finite; call it before the update, which it waits for.
 
         Args:
             step: number of the step, for the message.
-            loss: the loss, a scalar tensor.
+            figures: from `measure`; a norm that overflowed is put right.
 
         Raises:
             DivergedError: the loss or a gradient is not finite. The weights are as they were before the step.
         """
-        gradients = [parameter.grad for _, parameter in self._named if parameter.grad is not None]
-        values = [loss.detach().float()]
-        if gradients:
-            values.append(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float()))
-        # The only host synchronisation of the check.
-        loss_value, norm = (*torch.stack(values).tolist(), 0.0)[:2]
-        if not math.isfinite(loss_value):
-            raise DivergedError(_message(step, f"loss = {_spell(loss_value)}"))
+        loss, _, norm = figures.tolist()
+        if not math.isfinite(loss):
+            raise DivergedError(_message(step, f"loss = {_spell(loss)}"))
         if not math.isfinite(norm):
-            norm = self._exact_norm(step, loss_value)
-        return loss_value, norm
+            figures[2] = self._exact_norm(step, loss)
 
     def _exact_norm(self, step: int, loss: float) -> float:
         """Name the first gradient that is not finite; when all are, the norm overflowed: return it from float64."""
@@ -56,11 +68,29 @@ class GradientCheck:
         return math.sqrt(squares)
 
 
-def _message(step: int, what: str) -> str:
-    return (
-        f"step {step}: Model diverged with {what}\n"
-        "the update was not applied, the weights are those of the step before; a lower learning rate usually helps"
-    )
+def check_late(step: int, loss: float, norm: float, kept_step: int) -> None:
+    """Refuse a step whose figures are read after its update.
+
+    Args:
+        step: number of the step.
+        loss: its loss.
+        norm: its gradient norm; one that overflows float32 counts as not finite here.
+        kept_step: where the training can go back to.
+
+    Raises:
+        DivergedError: one of them is not finite.
+    """
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        figure = f"norm of the gradient = {_spell(norm)}" if math.isfinite(loss) else f"loss = {_spell(loss)}"
+        raise DivergedError(
+            _message(step, figure, f"the weights are again those of step {kept_step}, the last one looked at")
+        )
+
+
+def _message(
+    step: int, what: str, then: str = "the update was not applied, the weights are those of the step before"
+) -> str:
+    return f"step {step}: Model diverged with {what}\n{then}; a lower learning rate usually helps"
 
 
 def _spell(value: float) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from thumbnet.config import Recipe
 from thumbnet.data.dataset import Splits
@@ -19,9 +21,10 @@ from thumbnet.errors import DivergedError, UsageError
 from thumbnet.evaluation.evaluate import evaluate_weights
 from thumbnet.input.pipeline import Batch, TrainingInput
 from thumbnet.monitor.console import Console
-from thumbnet.monitor.health import GradientCheck, SpikeDetector
+from thumbnet.monitor.health import GradientCheck, SpikeDetector, check_late
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.monitor.tensorboard import Summaries
+from thumbnet.runs.checkpoint import Checkpoint
 from thumbnet.runs.run import Run
 from thumbnet.training.narrator import Narrator
 from thumbnet.training.optimizers import decay_terms, set_rates
@@ -65,6 +68,16 @@ def length_of(recipe: Recipe, examples: int) -> Length:
     return Length(steps=steps, steps_per_epoch=steps_per_epoch, time_limit_s=recipe.train.time_limit_s)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is recorded of a step."""
+
+    losses: dict[str, float]
+    """Each term of the loss by name, and the total."""
+    accuracy: float
+    gradient_norm: float
+
+
 class Training:
     """One session of a training: from a state, new or restored, to its end, a signal, or a failure."""
 
@@ -83,6 +96,12 @@ class Training:
         self.length = length_of(run.recipe, len(splits.train))
         self.summaries: Summaries | None = None
         self._check = GradientCheck(state.model)
+        # On an accelerator figures are read when something is due (`monitor.health` tells why): those of the steps
+        # since the last time, and the state as it was then.
+        self._defers = device().type != "cpu"
+        self._unread: list[Tensor] = []
+        self._kept: Checkpoint | None = None
+        self._decays = [f"decay_{name}" for name in decay_terms(state.model, run.recipe.optimizer.weight_decay)]
         self._spikes = SpikeDetector()
         self._window = Window()
         self._clock = TrainClock(state.train_s)
@@ -106,8 +125,8 @@ class Training:
             on_first_step: called once, right before the first step.
 
         Raises:
-            DivergedError: a loss or gradient was not finite and was not applied; a checkpoint of the step before it
-                stands.
+            DivergedError: a loss or gradient was not finite; a checkpoint of the step before it stands, or on an
+                accelerator of the last step before it that something was told or saved at.
         """
         state, recipe = self.state, self.recipe
         first_step, first_s = state.step, state.train_s
@@ -121,10 +140,12 @@ class Training:
                 seed=recipe.seed,
                 start_step=state.step,
                 share=self.team.share,
+                device=device(),
             ) as batches:
                 if self._leads and not state.step and not self.run.checkpoints.steps():
                     # A full disk shows now rather than in an hour, and a run killed early can be resumed.
                     self.run.checkpoints.save(state.capture(recipe), note=self.console.note)
+                self._keep()
                 on_first_step()
                 self._clock.start()
                 self._window.restart(wait_s=batches.wait_s)
@@ -132,7 +153,7 @@ class Training:
                 while self._done() < 1 and not (stopped := self.team.stop(stop.requested)):
                     if self._narrator:
                         self._narrator.before_step()
-                    batch = _on_device(next(batches))
+                    batch = next(batches)
                     rate = self._set_rate()
                     with self._watched(batch) as before_update:
                         result = train_step(
@@ -150,6 +171,7 @@ class Training:
                     self._narrator.conclude(finished=self._done() == 1)
                 wait_s = self.team.waited(batches.wait_s)
         except DivergedError:
+            self._go_back()
             self._save_unless_saved()
             raise
         finally:
@@ -188,20 +210,52 @@ class Training:
         """Record a step, and do what is due after it."""
         state, train = self.state, self.recipe.train
         state.train_s = self.team.seconds()
-        losses = self._losses(result.loss)
-        smooth(state.smoothed, losses)
-        self._window.add(result.accuracy)
-        if spike := self._spikes.update(state.step, result.loss):
-            self.console.note(spike)
-        if self.summaries and (state.step - 1) % train.summary_every == 0:
-            self.summaries.scalars(state.step - 1, self._scalars(losses, rate, result))
+        terms = decay_terms(state.model, self.recipe.optimizer.weight_decay)
+        self._unread.append(torch.hstack([result.figures, *terms.values()]))
+        summary = self.summaries and (state.step - 1) % train.summary_every == 0
         # The first step has a line as in the tutorial, so that one sees at once that it runs.
-        if state.step == 1 or state.step % train.log_every == 0 or self._done() == 1:
-            if self._leads:
-                self._report(losses["total"], result, rate, wait_s)
+        line = state.step == 1 or state.step % train.log_every == 0 or self._done() == 1
+        if summary or line or not self._defers:
+            record = self._catch_up()
+            if self.summaries and summary:
+                self.summaries.scalars(state.step - 1, self._scalars(record, rate))
+            if line and self._leads:
+                self._report(record.losses["total"], result, rate, wait_s)
+        if line:
             self._window.restart(wait_s=wait_s)
         if self._checkpoint_due():
             self._save()
+
+    def _catch_up(self) -> Record:
+        """Read and record the figures of the steps since the last time; return those of the last step.
+
+        Raises:
+            DivergedError: on an accelerator, one of them is not finite.
+        """
+        rows = torch.stack(self._unread).tolist()  # the one place where the loop waits for an accelerator
+        self._unread = []
+        for step, (loss, accuracy, norm, *decays) in enumerate(rows, self.state.step - len(rows)):
+            if self._kept is not None:
+                check_late(step, loss, norm, self._kept.step)
+            losses = {"cross_entropy": loss} | dict(zip(self._decays, decays, strict=True))
+            losses["total"] = sum(losses.values())
+            smooth(self.state.smoothed, losses)
+            self._window.add(accuracy)
+            if spike := self._spikes.update(step + 1, loss):
+                self.console.note(spike)
+        self.state.train_s = self.team.seconds()
+        self._keep()
+        return Record(losses=losses, accuracy=accuracy, gradient_norm=norm)
+
+    def _keep(self) -> None:
+        """Copy the state, all of whose figures have been looked at, where one may have to go back to it."""
+        if self._defers:
+            self._kept = copy.deepcopy(self.state.capture(self.recipe))
+
+    def _go_back(self) -> None:
+        """Go back to the state last kept, if any."""
+        if self._kept is not None:
+            self.state.restore(self._kept, f"step {self._kept.step}")
 
     def _set_rate(self) -> float:
         """Set and return the learning rate of the next step."""
@@ -210,23 +264,17 @@ class Training:
         set_rates(self.state.optimizer, factor=factor, progress=self._done())
         return self.recipe.optimizer.learning_rate * factor
 
-    def _losses(self, cross_entropy: float) -> dict[str, float]:
-        """Return each term of the loss by name, and the total."""
-        terms = decay_terms(self.state.model, self.recipe.optimizer.weight_decay)
-        losses = {"cross_entropy": cross_entropy} | {f"decay_{name}": term.item() for name, term in terms.items()}
-        return losses | {"total": sum(losses.values())}
-
-    def _scalars(self, losses: dict[str, float], rate: float, result: StepResult) -> dict[str, float]:
+    def _scalars(self, record: Record, rate: float) -> dict[str, float]:
         """Return what TensorBoard shows of a step, by tag."""
-        raw = {f"loss/{name}": value for name, value in losses.items()}
+        raw = {f"loss/{name}": value for name, value in record.losses.items()}
         averaged = {f"loss/{name} average": value for name, value in self.state.smoothed.items()}
         return (
             raw
             | averaged
             | {
                 "training/learning_rate": rate,
-                "training/gradient_norm": result.gradient_norm,
-                "accuracy/batch": result.accuracy,
+                "training/gradient_norm": record.gradient_norm,
+                "accuracy/batch": record.accuracy,
             }
         )
 
@@ -265,6 +313,8 @@ class Training:
     def _save(self) -> None:
         """Save a checkpoint, chosen as best by its accuracy on the validation split where there is one."""
         state, accuracy = self.state, None
+        if self._unread:
+            self._catch_up()
         if self.splits.validation is not None:
             try:
                 accuracy = self._validate()
@@ -297,11 +347,3 @@ class Training:
         if self.summaries:
             self.summaries.scalars(state.step, {f"accuracy/validation {k}": v for k, v in accuracies.items()})
         return accuracies.get("average", accuracies["raw"])
-
-
-def _on_device(batch: Batch) -> Batch:
-    """Return the batch where the network is."""
-    if device().type == "cpu":
-        return batch
-    images = batch.images.to(device(), non_blocking=True, memory_format=torch.channels_last)
-    return Batch(images=images, labels=batch.labels.to(device(), non_blocking=True), indices=batch.indices)

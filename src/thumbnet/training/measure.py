@@ -52,7 +52,9 @@ def step_seconds(recipe: Recipe, *, seconds: float, classes: int = 10, channels:
     set_rates(state.optimizer, factor=1e-3, progress=0.99)
     smoothing = recipe.train.label_smoothing
     return _timed(
-        lambda: train_step(state, batch, check=check, precision=precision, label_smoothing=smoothing), seconds
+        # Reading a value waits for a GPU, which computes behind the program's back.
+        lambda: train_step(state, batch, check=check, precision=precision, label_smoothing=smoothing).figures.tolist(),
+        seconds,
     )
 
 
@@ -66,7 +68,6 @@ def matmul_tflops(precision: str, *, seconds: float) -> float:
     matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(device=engine.device(), dtype=engine.DTYPES[precision])
 
     def product() -> None:
-        # Reading a value waits for a GPU, which computes behind the program's back.
         (matrix @ matrix)[0, 0].item()
 
     return 2 * MATRIX_SIDE**3 / statistics.median(_timed(product, seconds)) / 1e12

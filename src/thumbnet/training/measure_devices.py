@@ -15,7 +15,7 @@ from thumbnet.config import Recipe
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.distributed.replicas import Replicas
 from thumbnet.distributed.team import Team
-from thumbnet.engine import Precision
+from thumbnet.engine import Precision, device
 from thumbnet.input.pipeline import Batch, TrainingInput
 from thumbnet.monitor.health import GradientCheck
 from thumbnet.training.optimizers import set_rates
@@ -52,9 +52,12 @@ def measure_steps(
         for _ in range(count):
             set_rates(state.optimizer, factor=1.0, progress=0.0)
             with torch.profiler.record_function(STEP_MARK):
-                train_step(state, next(batches), check=check, precision=precision, team=team)
+                result = train_step(state, next(batches), check=check, precision=precision, team=team)
+        result.figures.tolist()  # waits for a GPU, which computes behind the program's back
 
-    with TrainingInput(dataset, recipe.distort, recipe.input, seed=recipe.seed, share=share) as batches:
+    with TrainingInput(
+        dataset, recipe.distort, recipe.input, seed=recipe.seed, share=share, device=device()
+    ) as batches:
         train(batches, WARMUP_STEPS)
         waited_s, started_s = batches.wait_s, time.perf_counter()
         train(batches, steps)

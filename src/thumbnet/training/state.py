@@ -71,6 +71,7 @@ class TrainingState:
         if self.average is not None and checkpoint.average is not None:
             fit_state(self.average.model, checkpoint.average, where)
         try:
+            self.optimizer.state.clear()
             self._restore_optimizer(checkpoint.state)
             torch.set_rng_state(checkpoint.state[RNG_KEY])
             self.step = checkpoint.step

@@ -21,12 +21,10 @@ from thumbnet.training.state import TrainingState
 class StepResult:
     """What a step leaves behind for the record."""
 
-    loss: float
-    """Mean cross-entropy of the batch, with label smoothing if any, without weight decay."""
-    accuracy: float
-    """Share of the batch that the network had right before the update, 0 to 1."""
-    gradient_norm: float
-    """Euclidean norm of the gradient of the cross-entropy over all weights."""
+    figures: Tensor
+    """float32 [3], where the network is: mean cross-entropy of the batch, with label smoothing if any, without weight
+    decay; share of the batch that the network had right before the update, 0 to 1; Euclidean norm of the gradient of
+    the cross-entropy over all weights."""
     first_label: Tensor
     """Label of the first picture of the batch, int64 []."""
     first_logits: Tensor
@@ -48,14 +46,14 @@ def train_step(
     Args:
         state: changed in place.
         batch: images float32 [B, C, h, w], labels int64 [B]: this replica's share of the batch.
-        check: refuses losses and gradients that are not finite.
+        check: refuses losses and gradients that are not finite; on an accelerator, the caller has to, from the figures.
         precision: arithmetic of forward and backward.
         label_smoothing: share of each target spread evenly over all classes.
         before_update: called when the gradients are there and the weights have not moved yet.
         team: the replicas that train together, None for this one alone; figures and gradients are of the whole batch.
 
     Raises:
-        DivergedError: the loss or a gradient is not finite; the state is as before.
+        DivergedError: on a processor, the loss or a gradient is not finite; the state is as before.
     """
     team = team or Team(ALONE, state.model, batch_size=len(batch.labels), seconds=lambda: 0.0)
     state.optimizer.zero_grad(set_to_none=True)
@@ -70,11 +68,13 @@ def train_step(
         team.begin(loss, logits_BK.detach().argmax(1) == labels_B)
         (loss * (precision.loss_scale * team.loss_factor(len(labels_B)))).backward()
         team.collect()
-    figures = team.finish()
+    whole = team.finish()
     if precision.loss_scale != 1:
         gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, 1 / precision.loss_scale)
-    loss_value, gradient_norm = check.check(state.step, figures.loss)
+    figures = check.measure(whole.loss, whole.accuracy)
+    if figures.device.type == "cpu":
+        check.check(state.step, figures)
     if before_update:
         before_update()
     state.optimizer.step()
@@ -82,9 +82,7 @@ def train_step(
         state.average.update(state.step)
     state.step += 1
     return StepResult(
-        loss=loss_value,
-        accuracy=figures.accuracy.item(),
-        gradient_norm=gradient_norm,
+        figures=figures,
         first_label=batch.labels[0],
         first_logits=first_logits[0],
     )
