@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from thumbnet import engine
 from thumbnet.config import (
@@ -27,15 +27,13 @@ from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.predict import Predictor
 from thumbnet.monitor.console import say
-from thumbnet.runs.run import Run, find_checkpoint
+from thumbnet.runs.run import Run, Which, choose_checkpoint
 from thumbnet.training.adapt import preset_for
 from thumbnet.training.whole import Options, TrainResult, run_to_resume, train_new, train_on
 
 PathLike = str | os.PathLike[str]
 RunLike = PathLike | Run | TrainResult
 """A run by its name or folder, or what `train` returned."""
-Checkpoint = Literal["latest", "best"] | int
-"""The newest checkpoint, the best by validation, or that of a step."""
 
 
 def load_dataset(
@@ -158,7 +156,7 @@ def evaluate(
     run: RunLike | None = None,
     *,
     split: Split = "test",
-    checkpoint: Checkpoint = "latest",
+    checkpoint: Which = "latest",
     weights: Weights | None = None,
     data: PathLike | None = None,
     limit: int | None = None,
@@ -221,7 +219,7 @@ def evaluate(
 def load(
     run: RunLike | None = None,
     *,
-    checkpoint: Checkpoint = "latest",
+    checkpoint: Which = "latest",
     weights: Weights | None = None,
     precision: PrecisionName | None = None,
     out: PathLike = "runs",
@@ -275,14 +273,9 @@ def _run_of(run: RunLike) -> str:
     return str(run.path) if isinstance(run, Run) else os.fspath(run)
 
 
-def _find(run: RunLike | None, out: PathLike, checkpoint: Checkpoint) -> tuple[Run, Checkpoint]:
+def _find(run: RunLike | None, out: PathLike, checkpoint: Which) -> tuple[Run, Which]:
     """Return a run, and the checkpoint: that asked for, or that which the path names."""
-    found, step = find_checkpoint(Path(out), None if run is None else _run_of(run))
-    if step is None:
-        return found, checkpoint
-    if checkpoint != "latest":
-        raise UsageError(f"{run} is one checkpoint: name its run, {found.path}, to choose another")
-    return found, step
+    return choose_checkpoint(Path(out), None if run is None else _run_of(run), checkpoint)
 
 
 def _insist(what: str, value: str | None, names: Any) -> None:

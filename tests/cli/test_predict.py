@@ -68,6 +68,34 @@ def test_json_is_one_object(trained: Path, capsys: pytest.CaptureFixture[str]):
         assert sum(entry["probability"] for entry in prediction["top"]) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("flags", "which"),
+    [
+        (["--checkpoint", "best"], "step 25, averaged weights"),
+        (["--checkpoint", "25", "--weights", "raw"], "step 25, raw weights"),
+    ],
+)
+def test_a_checkpoint_and_weights_of_ones_choice(
+    trained: Path, flags: list[str], which: str, capsys: pytest.CaptureFixture[str]
+):
+    picture = str(trained / "colours" / "red" / "0.jpg")
+    assert main(["predict", picture, "--out", str(trained / "runs"), *flags]) == 0
+    output = capsys.readouterr()
+    assert which in output.err
+    assert output.out.split()[1] == "red"
+
+
+def test_checkpoints_that_there_are_not(trained: Path, capsys: pytest.CaptureFixture[str]):
+    picture = str(trained / "colours" / "red" / "0.jpg")
+    assert main(["predict", picture, "--out", str(trained / "runs"), "--checkpoint", "7"]) == 1
+    assert "step 7" in capsys.readouterr().err
+    assert main(["predict", picture, "--checkpoint", "newest"]) == 2
+    assert "'newest' is neither latest nor best" in capsys.readouterr().err
+    one = str(trained / "runs" / "colours" / "checkpoints" / "step-00000025")
+    assert main(["predict", picture, "--run", one, "--checkpoint", "best"]) == 2
+    assert "is one checkpoint: name its run" in capsys.readouterr().err
+
+
 def test_csv_is_a_table(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     strange = tmp_path / 'a,"b".png'
     put(strange, COLOURS["red"], 7)

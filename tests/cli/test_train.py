@@ -119,7 +119,7 @@ def test_more_images_in_a_batch_than_there_are(tmp_path: Path, capsys: pytest.Ca
     [
         (["--model", "clasic"], "did you mean 'classic'"),
         (["--set", "model.options.widths=3"], "model.options.widths: no such option of 'classic' - known: initial_std"),
-        (["--preset", "fast", "--set", "model.options.widths=3"], "'speed' cannot be built"),
+        (["--preset", "fast", "--set", "model.options.widths=3"], "takes three whole numbers above 0"),
         (["--set", "optimizer.weight_decay.conv9=0.1"], "optimizer.weight_decay.conv9: no such layer"),
         (["--epochs", "2"], "--steps and --epochs: give one of the two"),
     ],

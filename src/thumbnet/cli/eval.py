@@ -16,6 +16,7 @@ from thumbnet.cli.flags import (
     add_engine_flags,
     add_out_flag,
     boolean,
+    checkpoint,
     duration,
     note,
     whole_number,
@@ -45,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="name or folder of a run (the newest in --out)")
     add_out_flag(parser)
     what = parser.add_argument_group("what to evaluate")
-    what.add_argument("--checkpoint", type=checkpoint, metavar="latest|best|STEP|all", help="which one (latest)")
+    what.add_argument("--checkpoint", type=checkpoint_or_all, metavar="latest|best|STEP|all", help="which one (latest)")
     what.add_argument("--weights", choices=("average", "raw", "both"), default="both", help="which weights (both)")
     what.add_argument("--split", choices=("test", "val", "train"), help="which images (test)")
     what.add_argument(
@@ -81,15 +82,14 @@ def add_parser(subparsers: Any) -> None:
     old.add_argument("--run_once", type=boolean, nargs="?", const=True, metavar="BOOL", help="false: as --watch")
 
 
-def checkpoint(text: str) -> Checkpoint:
+def checkpoint_or_all(text: str) -> Checkpoint:
     """Parse `latest`, `best`, `all` or a step."""
-    words: dict[str, Checkpoint] = {"latest": "latest", "best": "best", "all": "all"}
-    if text in words:
-        return words[text]
-    digits = text.replace("_", "").replace(",", "")
-    if digits.isascii() and digits.isdigit():
-        return int(digits)
-    raise argparse.ArgumentTypeError(f"'{text}' is none of latest, best, all, and no step such as 1000")
+    if text == "all":
+        return "all"
+    try:
+        return checkpoint(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}' is none of latest, best, all, and no step such as 1000") from None
 
 
 def run(args: argparse.Namespace) -> int:

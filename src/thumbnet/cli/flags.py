@@ -8,7 +8,7 @@ import math
 import sys
 import tomllib
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from thumbnet.errors import UsageError
 
@@ -79,6 +79,17 @@ def duration(text: str) -> float:
     if not (math.isfinite(seconds) and seconds > 0):
         raise argparse.ArgumentTypeError(f"'{text}' is not a duration such as 90s, 10m or 1.5h")
     return seconds
+
+
+def checkpoint(text: str) -> Literal["latest", "best"] | int:
+    """Parse `latest`, `best` or a step."""
+    words: dict[str, Literal["latest", "best"]] = {"latest": "latest", "best": "best"}
+    if text in words:
+        return words[text]
+    digits = text.replace("_", "").replace(",", "")
+    if digits.isascii() and digits.isdigit():
+        return int(digits)
+    raise argparse.ArgumentTypeError(f"'{text}' is neither latest nor best, and no step such as 1000")
 
 
 def boolean(text: str) -> bool:

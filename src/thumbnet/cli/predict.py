@@ -8,7 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.flags import add_engine_flags, add_out_flag, note, whole_number
+from thumbnet.cli.flags import add_engine_flags, add_out_flag, checkpoint, note, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="say what pictures show",
-        description="Say what pictures show, by the newest checkpoint of a run: classes with their probabilities. "
+        description="Say what pictures show, by a checkpoint of a run: classes with their probabilities. "
         "JPEG, PNG, WebP and BMP of any size and mode. Files that cannot be read are named and passed over, and the "
         "exit code is then 3.",
         epilog="A folder stands for all pictures below it, '-' for one on standard input.",
@@ -32,6 +32,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("pictures", nargs="+", metavar="IMAGE|FOLDER|GLOB|-", help="what to look at")
     parser.add_argument("--run", dest="run_name", metavar="RUN", help="name or folder of a run (the newest in --out)")
     add_out_flag(parser)
+    parser.add_argument(
+        "--checkpoint", type=checkpoint, default="latest", metavar="latest|best|STEP", help="which one (latest)"
+    )
+    parser.add_argument(
+        "--weights", choices=("average", "raw"), help="which weights (averaged ones where the run has them)"
+    )
     parser.add_argument("--top", type=whole_number, default=3, metavar="N", help="likeliest classes to tell (3)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="arithmetic (that of the run)")
     add_engine_flags(parser)
@@ -45,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
     from thumbnet import engine
     from thumbnet.errors import DataError
     from thumbnet.evaluation.predict import Predictor, find_pictures
-    from thumbnet.runs.run import find_checkpoint
+    from thumbnet.runs.run import choose_checkpoint
 
     engine.prepare(args.threads)
-    this_run, step = find_checkpoint(args.out, args.run_name)
-    predictor = Predictor(this_run, checkpoint="latest" if step is None else step, precision=args.precision, note=note)
+    this_run, which = choose_checkpoint(args.out, args.run_name, args.checkpoint)
+    predictor = Predictor(this_run, checkpoint=which, weights=args.weights, precision=args.precision, note=note)
     weights = {"average": "averaged weights", "raw": "raw weights"}[predictor.weights]
     note(f"run {this_run.path}, step {predictor.step}, {weights}, {len(predictor.class_names):,} classes")
     files = find_pictures(args.pictures)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, overload
+from typing import IO, overload
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from thumbnet.evaluation.metrics import Weights
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import fit_state, load_checkpoint
 from thumbnet.runs.facts import class_names_of, read_facts
-from thumbnet.runs.run import Run
+from thumbnet.runs.run import Run, Which
 
 STDIN = "-"
 """Stands for a picture on standard input."""
@@ -75,7 +75,7 @@ class Predictor:
         self,
         run: Run,
         *,
-        checkpoint: Literal["latest", "best"] | int = "latest",
+        checkpoint: Which = "latest",
         weights: Weights | None = None,
         precision: PrecisionName | None = None,
         note: Callable[[str], None] = lambda _: None,

@@ -213,8 +213,12 @@ def build_speed(
     """
     if crop < 9:
         raise UsageError(f"distort.crop is {crop}: the speed network halves its input three times and needs at least 9")
-    if len(widths) != 3 or not all(isinstance(width, int) and width > 0 for width in widths):
-        raise UsageError(f"model.options.widths is {list(widths)}: the speed network takes three whole numbers above 0")
+    if (
+        not isinstance(widths, Sequence)
+        or len(widths) != 3
+        or not all(isinstance(width, int) and width > 0 for width in widths)
+    ):
+        raise UsageError(f"model.options.widths is {widths}: the speed network takes three whole numbers above 0")
     layers: OrderedDict[str, nn.Module] = OrderedDict(whiten=WhiteningConv(channels))
     inputs = 8 * channels
     for block, width in enumerate(widths):

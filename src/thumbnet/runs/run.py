@@ -30,7 +30,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 import torch
@@ -318,6 +318,25 @@ def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | Non
     except OSError as error:
         raise UsageError(f"cannot look for the run '{name_or_path or 'newest'}' in {out}: {error}") from error
     raise UsageError(f"there is no run '{name_or_path}' in {out}{_alternatives(name_or_path, names)}")
+
+
+Which = Literal["latest", "best"] | int
+"""The newest checkpoint, the best by validation, or that of a step."""
+
+
+def choose_checkpoint(out: Path, name_or_path: str | None, asked: Which = "latest") -> tuple[Run, Which]:
+    """Return a run as `find_run` does, and which of its checkpoints is meant: that asked for, or that which was named.
+
+    Raises:
+        UsageError: there is no such run, or a single checkpoint was named and another is asked for.
+        CheckpointError: the run is damaged.
+    """
+    run, step = find_checkpoint(out, name_or_path)
+    if step is None:
+        return run, asked
+    if asked != "latest":
+        raise UsageError(f"{name_or_path} is one checkpoint: name its run, {run.path}, to choose another")
+    return run, step
 
 
 def find_job(out: Path, job: str) -> Run | None:

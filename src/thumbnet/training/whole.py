@@ -89,7 +89,7 @@ class TrainResult:
                 lines.append(f"    over several views of a picture: {100 * metrics['view_accuracy']:.2f} %")
         path = shlex.quote(str(self.run))
         lines.append(f"run folder:       {self.run}")
-        lines.append(f"evaluate again:   thumbnet eval {path}")
+        lines.append(f"{'evaluate again:' if self.metrics else 'evaluate:':<17} thumbnet eval {path}")
         lines.append(f"curves:           tensorboard --logdir {path}/tensorboard")
         return "\n".join(lines)
 
