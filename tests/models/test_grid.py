@@ -1,5 +1,7 @@
 """The AMX kernels against plain fp32 torch, in value and gradient, on inputs that bfloat16 holds exactly."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,21 +103,14 @@ def test_any_size(images: int, blocks: tuple[int, int], height: int, width: int,
 
 
 @pytest.mark.parametrize("threads", [2, 5])
-def test_results_do_not_depend_on_threads(threads: int) -> None:
+def test_results_do_not_depend_on_threads(threads: int, insist_same_bits: Callable[..., None]) -> None:
     def step() -> list[Tensor]:
         x, weight = exact(40, 64, 7, 7).requires_grad_(), exact(128, 64, 3, 3, seed=1).requires_grad_()
         bias = exact(128, seed=2).requires_grad_()
         out, mean, variance = grid.norm_gelu(grid.convolve(x, weight, False), bias, 1e-12, None)
         return [out, mean, variance, *torch.autograd.grad(out, (x, weight, bias), exact(*out.shape, seed=3).bfloat16())]
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = step()
-        torch.set_num_threads(threads)
-        assert all(map(torch.equal, alone, step()))
-    finally:
-        torch.set_num_threads(before)
+    insist_same_bits(step, threads)
 
 
 def test_a_nan_wins_the_pool_and_stays() -> None:

@@ -1,5 +1,7 @@
 """Locally connected layers on AMX against an unfolding in float32, on inputs that bfloat16 holds exactly."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,21 +85,14 @@ def test_any_size(images: int, blocks: tuple[int, int], height: int, width: int,
 
 
 @pytest.mark.parametrize("threads", [2, 5])
-def test_results_do_not_depend_on_threads(threads: int) -> None:
+def test_results_do_not_depend_on_threads(threads: int, insist_same_bits: Callable[..., None]) -> None:
     def step() -> list[Tensor]:
         x, bias = exact(40, 64, 5, 5).requires_grad_(), exact(25 * 32, seed=2).requires_grad_()
         weight = exact(25, 9 * 64, 32, seed=1).requires_grad_()
         out = local.connect(x, weight, bias, 1)
         return [out, *torch.autograd.grad(out, (x, weight, bias), exact(*out.shape, seed=3).bfloat16())]
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = step()
-        torch.set_num_threads(threads)
-        assert all(map(torch.equal, alone, step()))
-    finally:
-        torch.set_num_threads(before)
+    insist_same_bits(step, threads)
 
 
 def test_memory_of_any_layout() -> None:

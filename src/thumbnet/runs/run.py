@@ -324,7 +324,7 @@ Which = Literal["latest", "best"] | int
 """The newest checkpoint, the best by validation, or that of a step."""
 
 
-def choose_checkpoint(out: Path, name_or_path: str | None, asked: Which = "latest") -> tuple[Run, Which]:
+def choose_checkpoint(out: Path, name_or_path: str | None, asked: Which) -> tuple[Run, Which]:
     """Return a run as `find_run` does, and which of its checkpoints is meant: that asked for, or that which was named.
 
     Raises:
