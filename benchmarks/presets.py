@@ -7,6 +7,9 @@ them, in the same run, the machine's limit (a bfloat16 matrix product, or float3
 one training step with and without the compiled kernels are measured, alternating: without them the same network runs in
 plain eager PyTorch, channels-last, with the same allocator settings. Each preset gets a file under benchmarks/results/.
 
+A preset that trains for an hour need not have all its seeds in one sitting: `--add` keeps the runs that its file has.
+Accuracies are of all of them, times of those that had the most threads.
+
 As on a processor without bf16 and AVX-512:
 
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/presets.py quick --out benchmarks/results/avx2
@@ -38,6 +41,7 @@ def main() -> int:
     parser.add_argument("presets", nargs="*", metavar="PRESET")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each preset, seeds 0, 1, ... (3)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them (0)")
+    parser.add_argument("--add", action="store_true", help="keep the runs of the file that is there, of other seeds")
     parser.add_argument("--data-dir", type=Path, help="where the data is kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--measure-step", metavar="PRESET", help=argparse.SUPPRESS)  # the subprocess
@@ -45,16 +49,25 @@ def main() -> int:
     if args.measure_step:
         print(json.dumps(measure_step(args.measure_step)))
         return 0
+    args.out.mkdir(parents=True, exist_ok=True)
     for preset in args.presets:
-        result = benchmark(preset, args)
         path = args.out / f"preset-{preset}.json"
+        earlier = json.loads(path.read_text(encoding="utf-8"))["runs"] if args.add else []
+        if again := {run["seed"] for run in earlier}.intersection(seeds_of(args)):
+            parser.error(f"{path} has seed {min(again)} already: give another --first-seed")
+        result = benchmark(preset, args, earlier)
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"{path}\n{json.dumps({key: result[key] for key in result if key not in ('runs', 'machine')}, indent=2)}")
     return 0
 
 
-def benchmark(preset: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Return everything about one preset."""
+def seeds_of(args: argparse.Namespace) -> range:
+    """Return the seeds to train with."""
+    return range(args.first_seed, args.first_seed + args.seeds)
+
+
+def benchmark(preset: str, args: argparse.Namespace, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return everything about one preset, whose earlier runs had other seeds."""
     from thumbnet import engine
     from thumbnet.cli.doctor import describe_machine
     from thumbnet.config import load_preset
@@ -64,8 +77,8 @@ def benchmark(preset: str, args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(ROUNDS):
         for engine_name, found in steps.items():
             found.append(step_apart(preset, kernels=engine_name == "kernels"))
-    runs = []
-    for seed in range(args.first_seed, args.first_seed + args.seeds):
+    runs = list(earlier)
+    for seed in seeds_of(args):
         runs.append(train(preset, seed, args.data_dir))
         print(f"{preset}, seed {seed}: {json.dumps(runs[-1]['test'])}, {runs[-1]['train_seconds']:.1f} s", flush=True)
     limit = statistics.median(found["matmul_tflops"] for found in steps["kernels"])
@@ -73,7 +86,9 @@ def benchmark(preset: str, args: argparse.Namespace) -> dict[str, Any]:
     images = runs[0]["steps"] * recipe.input.batch_size
     training_flops = 2 * macs * 3 * images
     test_flops = 2 * macs * 10_000 * (1 + VIEWS[recipe.evaluation.views] * recipe.evaluation.views_share)
-    seconds = spread([run["train_seconds"] for run in runs])
+    most = max(run.get("threads", 0) for run in runs)
+    timed = [run for run in runs if run.get("threads", 0) == most]
+    seconds = spread([run["train_seconds"] for run in timed])
     engine.prepare()
     machine = describe_machine(args.data_dir)
     speeds = {name: spread([found["images_per_second"] for found in rounds]) for name, rounds in steps.items()}
@@ -86,8 +101,8 @@ def benchmark(preset: str, args: argparse.Namespace) -> dict[str, Any]:
         "views": recipe.evaluation.views,
         "views_share": recipe.evaluation.views_share,
         "train_seconds": seconds,
-        "start_seconds": spread([run["start_seconds"] for run in runs]),
-        "images_per_second": spread([run["images_per_second"] for run in runs]),
+        "start_seconds": spread([run["start_seconds"] for run in timed]),
+        "images_per_second": spread([run["images_per_second"] for run in timed]),
         "memory_mib": max(run["memory_mib"] for run in runs),
         "multiply_adds": macs,
         "pflop": round((training_flops + test_flops) / 1e15, 4),
@@ -105,12 +120,15 @@ def benchmark(preset: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def train(preset: str, seed: int, data_dir: Path | None) -> dict[str, Any]:
     """Train one seed and return its result."""
+    from thumbnet import engine
+
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "thumbnet.cli.main", "train", "--preset", preset, "--seed", str(seed)]
         command += ["--json", "--out", folder, *(["--data-dir", str(data_dir)] if data_dir else [])]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
-    return {"seed": seed} | {key: value for key, value in result.items() if key not in ("run", "preset")}
+    kept = {key: value for key, value in result.items() if key not in ("run", "preset")}
+    return {"seed": seed, "threads": engine.usable_cores()} | kept
 
 
 def multiply_adds(preset: str) -> int:

@@ -34,6 +34,34 @@ def test_an_unknown_preset_fails_and_says_so() -> None:
     assert "did you mean 'fast'" in done.stderr
 
 
+def test_seeds_of_a_second_sitting_join_those_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load_script()
+
+    def train(_preset: str, seed: int, _data_dir: Path | None) -> dict:
+        threads = 1 if seed == 0 else 2
+        times = dict.fromkeys(("train_seconds", "start_seconds", "images_per_second", "memory_mib"), 60.0 / threads)
+        return {"seed": seed, "threads": threads, "steps": 10, **times, "test": {"raw": {"accuracy": 0.9 + seed / 100}}}
+
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "step_apart", lambda *_, **__: {"images_per_second": 5.0, "matmul_tflops": 1.0})
+
+    def sit(*arguments: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["presets.py", "svhn", "--out", str(tmp_path), *arguments])
+        module.main()
+        return json.loads((tmp_path / "preset-svhn.json").read_text())
+
+    sit("--seeds", "1")
+    found = sit("--seeds", "2", "--first-seed", "1", "--add")
+    assert [run["seed"] for run in found["runs"]] == [0, 1, 2]
+    assert found["accuracy"]["raw"]["mean"] == pytest.approx(0.91)
+    assert found["train_seconds"]["highest"] == 30.0, "the one on a single thread is not timed"
+    with pytest.raises(SystemExit):
+        sit("--first-seed", "2", "--add")
+    assert "has seed 2 already" in capsys.readouterr().err
+
+
 def test_a_step_is_measured_with_and_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     module = load_script()
     monkeypatch.setattr(module, "STEP_SECONDS", 0.0)

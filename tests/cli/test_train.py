@@ -110,7 +110,7 @@ def test_names_of_2015(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_more_images_in_a_batch_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "--data", "shapes", "--steps", "2", "--batch-size", "5001", "--out", str(tmp_path)]
     assert main(arguments) == 2
-    assert "larger than the training set (5000 images)" in capsys.readouterr().err
+    assert "larger than the training set (5,000 images)" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

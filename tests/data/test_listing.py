@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from thumbnet.data.listing import MAX_CLASSES, is_own_data, make_listing, printable
+from thumbnet.data.listing import MAX_CLASSES, is_own_data, make_listing
 from thumbnet.errors import DataError
 
 
@@ -18,8 +18,3 @@ def test_names_that_mean_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     assert all(map(is_own_data, ["flowers", "./flowers", "/x", "~/x", "list.CSV", "..", "nothing/here"]))
     assert not any(map(is_own_data, ["cifar10", "flower"]))
-
-
-def test_names_are_printed_without_harm():
-    assert printable("caf\u00e9 1.jpg") == "caf\u00e9 1.jpg"
-    assert printable("a\nb\x1b[31m\udcff") == "a\\nb\\x1b[31m\\udcff"

@@ -146,6 +146,12 @@ def test_a_layer_that_does_not_exist_is_a_usage_error(key: str) -> None:
         build_optimizer(small_speed_net(), speed_config(**{key: {"haed": 0.5}}))
 
 
+@pytest.mark.parametrize("key", ["rates", "weight_decay"])
+def test_all_biases_together_are_known_beside_the_layers(key: str) -> None:
+    with pytest.raises(UsageError, match="did you mean 'biases'"):
+        build_optimizer(small_speed_net(), speed_config(**{key: {"biasses": 0.5}}))
+
+
 def test_biases_decay_where_asked() -> None:
     model = small_speed_net()
     with torch.no_grad():

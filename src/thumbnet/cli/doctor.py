@@ -67,10 +67,12 @@ def describe_machine(data_dir: Path | None) -> dict[str, Any]:
 
 def machine_lines(machine: dict[str, Any]) -> list[str]:
     """Return the description as a person reads it."""
+    cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     return [
         f"thumbnet   {machine['thumbnet']}, Python {machine['python']}, PyTorch {machine['torch']}",
-        f"processor  {machine['cpu']}, {machine['cores']} cores, {', '.join(machine['features']) or 'no AVX2'}",
-        f"device     {machine['device']}, {machine['threads']} threads",
+        f"processor  {machine['cpu']}, {cores}, {', '.join(machine['features']) or 'no AVX2'}",
+        f"device     {machine['device']}, {threads}",
         f"precision  {machine['precision']}: {machine['why']}",
         f"kernels    {'C' if machine['kernels'] else 'plain PyTorch'}: {machine['kernels_why']}",
         *(f"           {line}" for line in _kernel_uses(machine)),

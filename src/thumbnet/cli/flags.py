@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from thumbnet.errors import UsageError
+from thumbnet.errors import UsageError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +28,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""
         raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """Refuse a word that is none of an argument's choices, with the closest of them."""
+        if action.choices is not None and value not in action.choices:
+            hint = did_you_mean(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"unknown '{value}'{hint}")
 
     def reject_unknown(self, arguments: list[str]) -> None:
         """Raise `UsageError` for arguments no flag took, with the closest flag."""

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.flags import add_engine_flags, add_out_flag, checkpoint, note, whole_number
+from thumbnet.printing import padded, printable, width_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.csv:
         _print_csv(good, top)
     else:
-        _print_lines(good, min(_WIDEST_NAME, max(len(_printable(file)) for file in files)))
+        _print_lines(good, min(_WIDEST_NAME, max(width_of(printable(file)) for file in files)))
     if bad:
         raise DataError(f"{len(bad):,} of {len(files):,} pictures could not be read; they are named above")
     return 0
@@ -79,7 +80,7 @@ def _good(predictions: Iterator[Prediction], bad: list[Prediction]) -> Iterator[
         if prediction.problem is None:
             yield prediction
         else:
-            note(f"{_printable(prediction.file)}: {_printable(prediction.problem)}")
+            note(f"{printable(prediction.file)}: {printable(prediction.problem)}")
             bad.append(prediction)
 
 
@@ -114,14 +115,8 @@ def _print_csv(good: Iterator[Prediction], top: int) -> None:
 def _print_lines(good: Iterator[Prediction], width: int) -> None:
     """Print a line for each picture, for a person."""
     for prediction in good:
-        answers = "   ".join(f"{_printable(name)} {100 * probability:.1f} %" for name, probability in prediction.top)
-        print(f"{_printable(prediction.file):<{width}}  {answers}", flush=True)
-
-
-def _printable(text: str) -> str:
-    from thumbnet.data.listing import printable
-
-    return printable(text)
+        answers = "   ".join(f"{printable(name)} {100 * probability:.1f} %" for name, probability in prediction.top)
+        print(f"{padded(printable(prediction.file), width)}  {answers}", flush=True)
 
 
 def _encodable(text: str) -> str:

@@ -16,11 +16,12 @@ import numpy as np
 
 from thumbnet.config import DataConfig
 from thumbnet.data.dataset import ImageDataset, Splits
-from thumbnet.data.listing import SPLITS, Listing, named, printable
+from thumbnet.data.listing import SPLITS, Listing, named
 from thumbnet.data.picture_cache import DecodedPictures, decode_listing
 from thumbnet.data.table import list_table
 from thumbnet.data.tree import list_tree
 from thumbnet.errors import DataError, UsageError
+from thumbnet.printing import padded, printable, width_of
 
 TEST_SHARE = 0.1
 """Share of each class kept for the test where the pictures are not split already."""
@@ -208,13 +209,13 @@ def _balance(listing: Listing, labels: np.ndarray, splits: np.ndarray) -> Iterat
     by_size = np.argsort(-counts.sum(1), kind="stable")
     half = _LISTED_CLASSES // 2
     shown = by_size if len(by_size) <= _LISTED_CLASSES else np.concatenate([by_size[:half], by_size[-half:]])
-    width = max(len(printable(listing.class_names[label])) for label in shown)
+    width = max(width_of(printable(listing.class_names[label])) for label in shown)
     yield f"  {'':<{width}}" + "".join(f"  {SPLITS[split]:>10}" for split in used)
     for place, label in enumerate(shown):
         if len(by_size) > _LISTED_CLASSES and place == half:
             yield f"  ... {len(by_size) - _LISTED_CLASSES:,} more classes"
         numbers = "".join(f"  {counts[label, split]:>10,}" for split in used)
-        yield f"  {printable(listing.class_names[label]):<{width}}{numbers}"
+        yield f"  {padded(printable(listing.class_names[label]), width)}{numbers}"
     for split in used:
         missing = [printable(listing.class_names[label]) for label in np.flatnonzero(counts[:, split] == 0)]
         if missing:

@@ -119,8 +119,3 @@ def named(things: Sequence[str]) -> str:
     """Return the first few of some names, and how many more there are."""
     more = f" and {len(things) - _NAMED:,} more" if len(things) > _NAMED else ""
     return ", ".join(things[:_NAMED]) + more
-
-
-def printable(text: str) -> str:
-    """Return a file's name, or what came out of a file, without line breaks, control characters or broken letters."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -31,11 +31,12 @@ import numpy as np
 
 from thumbnet.data.decode_pool import decode_all
 from thumbnet.data.decode_worker import DIGEST_BYTES, Bad, Chunk, Job, record_layout
-from thumbnet.data.listing import Listing, printable
+from thumbnet.data.listing import Listing
 from thumbnet.data.lock import locked
 from thumbnet.data.progress import transfer
 from thumbnet.data.records import RecordFormat, RecordPart, map_records
 from thumbnet.errors import DataError
+from thumbnet.printing import printable
 
 FORMAT = 1
 """Goes up when the same pictures would give other records."""

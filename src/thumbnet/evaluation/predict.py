@@ -22,7 +22,6 @@ from PIL import Image
 from thumbnet.config import PrecisionName
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.decode import PictureError, decode_picture
-from thumbnet.data.listing import printable
 from thumbnet.data.records import RecordFormat, RecordPart
 from thumbnet.data.tree import walk_pictures
 from thumbnet.engine import device, resolve_precision
@@ -30,6 +29,7 @@ from thumbnet.errors import DataError, UsageError
 from thumbnet.evaluation.evaluate import predict_logits
 from thumbnet.evaluation.metrics import Weights
 from thumbnet.models import build_model
+from thumbnet.printing import printable
 from thumbnet.runs.checkpoint import fit_state, load_checkpoint
 from thumbnet.runs.facts import class_names_of, read_facts
 from thumbnet.runs.run import Run, Which

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.data.listing import printable
 from thumbnet.errors import ThumbnetError
 from thumbnet.evaluation.metrics import Metrics
 from thumbnet.evaluation.plots import classes_png, confusion_png, reliability_png
+from thumbnet.printing import printable
 from thumbnet.runs.checkpoint import folder_name
 from thumbnet.runs.files import replace_file
 

@@ -59,7 +59,7 @@ def length_of(recipe: Recipe, examples: int) -> Length:
     """
     if recipe.input.batch_size > examples:
         raise UsageError(
-            f"--batch-size {recipe.input.batch_size} is larger than the training set ({examples} images): "
+            f"--batch-size {recipe.input.batch_size:,} is larger than the training set ({examples:,} images): "
             f"use at most {examples}"
         )
     steps_per_epoch = examples / recipe.input.batch_size

@@ -14,6 +14,7 @@ from thumbnet.data.dataset import Splits
 from thumbnet.engine import Precision
 from thumbnet.evaluation.evaluate import predict_logits
 from thumbnet.monitor.console import Console
+from thumbnet.printing import padded, width_of
 from thumbnet.runs.run import Run
 from thumbnet.training.state import TrainingState
 
@@ -93,7 +94,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> l
     label = asked[0][FIRST_PICTURE]["label"]
     columns = [row[FIRST_PICTURE]["logits"] for row in asked]
     heads = [f"epoch {row['epoch']}" if row["epoch"] else "before" for row in asked]
-    width = max(map(len, class_names))
+    width = max(map(width_of, class_names))
     lines = [
         f"logits of the first picture, {asked[0][FIRST_PICTURE]['key']}, which is {label} ({class_names[label]}); "
         "* marks the highest",
@@ -101,5 +102,5 @@ def table_of(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> l
     ]
     for number, name in enumerate(class_names):
         cells = [f"{column[number]:10.3f}{'*' if column[number] == max(column) else ' '}" for column in columns]
-        lines.append(" ".join([f"{number:>3} {name:<{width}}", *cells]).rstrip())
+        lines.append(" ".join([f"{number:>3} {padded(name, width)}", *cells]).rstrip())
     return lines

@@ -21,12 +21,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     Raises:
         UsageError: the recipe names a layer that the network does not have.
     """
-    for key, names in (
-        ("weight_decay", config.weight_decay.keys() - {"default", "biases"}),
-        ("rates", config.rates.keys() - {"biases"}),
-        ("freeze_after", config.freeze_after.keys()),
-    ):
-        check_layers(model, names, key)
+    _check_layers(model, config.weight_decay, "weight_decay", also=("default", "biases"))
+    _check_layers(model, config.rates, "rates", also=("biases",))
+    _check_layers(model, config.freeze_after, "freeze_after")
     groups: dict[tuple[float, float, float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         decay = decay_of(name, parameter, config.weight_decay)
@@ -132,12 +129,12 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     return result
 
 
-def check_layers(model: nn.Module, names: Iterable[str], key: str) -> None:
-    """Raise `UsageError` when `optimizer.<key>` names a layer that the network does not have."""
-    layers = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+def _check_layers(model: nn.Module, names: Iterable[str], key: str, also: Iterable[str] = ()) -> None:
+    """Raise `UsageError` when `optimizer.<key>` names neither a layer of the network nor one of the words in `also`."""
+    known = {name.rpartition(".")[0] for name, _ in model.named_parameters()} | set(also)
     for name in names:
-        if name not in layers:
-            raise UsageError(f"optimizer.{key}.{name}: no such layer{did_you_mean(name, layers)}")
+        if name not in known:
+            raise UsageError(f"optimizer.{key}.{name}: no such layer{did_you_mean(name, known)}")
 
 
 def decay_of(name: str, parameter: Tensor, weight_decay: Mapping[str, float]) -> float:

@@ -289,7 +289,7 @@ def _opening_lines(training: Training) -> list[str]:
         f"engine: {training.precision.name} ({training.precision.why}), {threads}, {kernels}",
     ]
     height, width, _ = splits.train.image_shape
-    if 3 * recipe.distort.crop < 2 * min(height, width):
+    if 4 * recipe.distort.crop < 3 * min(height, width):
         lines.append(
             f"the network sees only {recipe.distort.crop}x{recipe.distort.crop} of the {height}x{width} pictures: "
             f"--set distort.crop={7 * min(height, width) // 8} shows it more"

@@ -1,0 +1,20 @@
+"""Names that people have given to files and classes, as a terminal can show them."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Return a file's name, or what came out of a file, without line breaks, control characters or broken letters."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def width_of(text: str) -> int:
+    """Return how many cells of a terminal a text takes: an East Asian letter has two."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def padded(text: str, width: int) -> str:
+    """Return a text with blanks up to a width in cells; a wider one as it is."""
+    return text + " " * (width - width_of(text))
