@@ -204,6 +204,9 @@ def test_runs_and_checkpoints_that_are_not_there(shapes: Path):
         ({"weights": "avrage"}, "weights is 'avrage' - did you mean 'average'?"),
         ({"split": "tset"}, "split is 'tset' - did you mean 'test'?"),
         ({"threads": 0}, "threads is 0: it must be at least 1"),
+        ({"batch_size": -1}, "batch_size is -1: it must be at least 1"),
+        ({"limit": 0}, "limit is 0: it must be at least 1"),
+        ({"precision": "fp61"}, "precision is 'fp61' - did you mean 'fp16'?"),
     ],
 )
 def test_what_cannot_be_evaluated_is_told(arguments: dict[str, object], message: str, shapes: Path):

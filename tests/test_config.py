@@ -82,6 +82,8 @@ def test_epochs_replace_steps_and_the_other_way_round() -> None:
         ("distort.contrast", [1.8], "distort.contrast"),
         ("distort.crop", 0, "at least 1"),
         ("schedule.points", [[0.0, 1.0]], "rise from 0 to 1"),
+        ("schedule.points", [[0.0, float("nan")], [1.0, 0.0]], "a factor of schedule.points is nan"),
+        ("schedule.points", [[0.0, 1.0], [1.0, -0.5]], "a factor of schedule.points is -0.5"),
         ("schedule.at_epochs", [130.0, 120.0], "must rise"),
         ("schedule.at_epochs", [-1.0], "at least 0"),
         ("schedule.name", "stairs", "at least one epoch"),
@@ -131,6 +133,21 @@ def test_a_recipe_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> N
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"broken\.toml"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('model = "classic"', "'model' is a value"),
+        ("[optimizer]\nweight_decay = 5e-4", "optimizer.weight_decay is 0.0005"),
+        ('optimizer = "muon"', "optimizer is 'muon'"),
+    ],
+)
+def test_a_value_in_place_of_a_table_is_told_beside_another_network(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=expected):
+        load_recipe(path, {"model.name": "speed"})
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

@@ -192,6 +192,9 @@ def evaluate(
     """
     _insist("split", split, Split)
     _insist("weights", weights, Weights)
+    _insist("precision", precision, PrecisionName)
+    _insist_positive("limit", limit)
+    _insist_positive("batch_size", batch_size)
     engine.prepare(threads)
     tell = _teller(quiet)
     found, checkpoint = _find(run, out, checkpoint)
@@ -240,6 +243,7 @@ def load(
         CheckpointError: the checkpoint is missing or damaged.
     """
     _insist("weights", weights, Weights)
+    _insist("precision", precision, PrecisionName)
     engine.prepare(threads)
     found, checkpoint = _find(run, out, checkpoint)
     return Predictor(found, checkpoint=checkpoint, weights=weights, precision=precision, note=say)
@@ -283,6 +287,11 @@ def _insist(what: str, value: str | None, names: Any) -> None:
     known: tuple[str, ...] = get_args(names)
     if value is not None and value not in known:
         raise UsageError(f"{what} is {value!r}{did_you_mean(str(value), known)}")
+
+
+def _insist_positive(what: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UsageError(f"{what} is {value}: it must be at least 1")
 
 
 def _path(path: PathLike | None) -> Path | None:

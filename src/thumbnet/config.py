@@ -265,6 +265,9 @@ class Recipe:
         fractions = [fraction for fraction, _ in self.schedule.points]
         if len(fractions) < 2 or fractions[0] != 0 or fractions[-1] != 1 or sorted(set(fractions)) != fractions:
             raise UsageError(f"schedule.points: fractions must rise from 0 to 1, found {fractions}")
+        for fraction, factor in self.schedule.points:
+            _limit("a fraction of schedule.points", fraction, 0, 1)
+            _limit("a factor of schedule.points", factor, 0)
 
 
 def _limit(key: str, value: float, low: float, high: float = math.inf, *, below: bool = False) -> None:
@@ -337,13 +340,15 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def _leave_network(values: dict[str, Any], name: object) -> None:
     """Take out of a recipe what it says of the options and layers of its network, where another one is chosen."""
-    if values.get("model", {}).get("name", ModelConfig.name) == name:
+    model, optimizer = values.get("model", {}), values.get("optimizer", {})
+    decay = optimizer.get("weight_decay", {}) if isinstance(optimizer, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(decay, Mapping):
+        return  # what is wrong there is told when the recipe is built
+    if model.get("name", ModelConfig.name) == name:
         return
     values["model"] = {}
-    optimizer = values.get("optimizer", {})
     for key in optimizer.keys() & {"rates", "freeze_after"}:
         optimizer[key] = {}
-    decay = optimizer.get("weight_decay", {})
     optimizer["weight_decay"] = {layer: cost for layer, cost in decay.items() if layer in ("default", "biases")}
     values["optimizer"] = optimizer
 

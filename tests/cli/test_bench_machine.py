@@ -10,7 +10,7 @@ from thumbnet import engine
 from thumbnet.cli import bench, bench_machine
 from thumbnet.cli.flags import Parser
 from thumbnet.config import load_preset
-from thumbnet.errors import UsageError
+from thumbnet.errors import ThumbnetError, UsageError
 from thumbnet.training import measure
 
 MACHINE = {
@@ -188,3 +188,8 @@ def test_under_a_cap_to_avx2_nothing_newer_is_used(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CAPPED], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("False")
+
+
+def test_a_step_that_cannot_be_measured_is_told() -> None:
+    with pytest.raises(ThumbnetError, match="measuring the step of nothing ended with 2"):
+        bench_machine.step_apart("nothing", 0.1, kernels=True)

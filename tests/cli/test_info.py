@@ -31,6 +31,12 @@ def test_other_sizes_and_classes(capsys: pytest.CaptureFixture[str]) -> None:
     assert info["parameters"] == 1_068_298 + (64 - 36) * 64 * 384 + 90 * 193
 
 
+def test_a_preset_has_its_own_size_and_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--preset", "quick", "--crop", "24"], ["--classes", "5"]):
+        assert main(["info", *arguments]) == 2
+        assert "go with --model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     if name == "timm":

@@ -142,4 +142,5 @@ def test_a_reader_that_goes_away_is_no_crash() -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        assert "Traceback" not in process.stderr.read()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from thumbnet.cli.main import main
+from thumbnet.training import loop
 
 SMALL = ["--data", "shapes", "--preset", "classic", "--batch-size", "50", "--precision", "fp32", "--threads", "1"]
 
@@ -238,6 +239,21 @@ def test_interrupted_in_mid_epoch_and_resumed_the_weights_are_the_same_to_the_by
     assert weights_of(run) == uninterrupted
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 121))
+
+
+def test_a_signal_in_the_last_save_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = loop.Training._save_unless_saved
+
+    def interrupted(training: loop.Training) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_save_unless_saved", interrupted)
+        assert main(["train", *SMALL, "--steps", "2", "--out", str(tmp_path), "--name", "run"]) == 143
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_resume_keeps_the_threads_that_its_run_began_with(

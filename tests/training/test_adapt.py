@@ -40,6 +40,8 @@ def test_what_was_asked_for_stays():
     assert (fitted.train.epochs, fitted.train.steps) == (3, 0)
     assert fitted.optimizer.rates["head"] == 5
     assert fitted.optimizer.rates["biases"] < recipe.optimizer.rates["biases"]
+    table, _ = fit_to_examples(recipe, 50, ["optimizer.rates"])
+    assert table.optimizer.rates == recipe.optimizer.rates
     sgd = load_preset("classic", {"optimizer.learning_rate": 1})
     assert fit_to_examples(sgd, 50, ["optimizer.learning_rate"])[0].optimizer.learning_rate == 1
 

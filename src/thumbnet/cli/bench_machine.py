@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.flags import duration, make_writable, note
+from thumbnet.errors import ThumbnetError
 
 if TYPE_CHECKING:
     from thumbnet.config import Recipe
@@ -170,8 +171,10 @@ def step_apart(preset: str, seconds: float, *, kernels: bool) -> float:
     command = [sys.executable, "-m", "thumbnet.cli.main", "bench", "step", "--preset", preset, "--json"]
     environment = os.environ | ({} if kernels else {"THUMBNET_KERNELS": "0"})
     done = subprocess.run(
-        [*command, "--seconds", str(seconds)], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        [*command, "--seconds", str(seconds)], env=environment, stdout=subprocess.PIPE, text=True, check=False
     )
+    if done.returncode:
+        raise ThumbnetError(f"measuring the step of {preset} ended with {done.returncode}; see above")
     return float(json.loads(done.stdout)["images_per_second"])
 
 

@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the table; returns the exit code."""
     if sum(value is not None for value in (args.run, args.model, args.preset)) > 1:
         raise UsageError("info: give one of RUN, --model and --preset")
+    if args.model is None and (args.crop or args.classes):
+        raise UsageError("info: --crop and --classes go with --model; a run and a preset have their own")
     if args.run is None and args.model is None and args.preset is None:
         return _print_presets(as_json=args.json)
     from thumbnet.config import ModelConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 usage, 3 data, 130 Ctrl-C, 143 SIGTERM.
+        The exit code: 0 done, 1 failed, 2 usage, 3 data, 4 a replica was lost, 130 Ctrl-C, 143 SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parsed.parser.reject_unknown(unknown)
             parsed.words = arguments
             code: int = importlib.import_module(f"thumbnet.cli.{parsed.command}").run(parsed)
+            sys.stdout.flush()
     except ThumbnetError as error:
         if debug:
             traceback.print_exc()
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("thumbnet: interrupted", file=sys.stderr)
     except BrokenPipeError:
         # The reader of our output has gone (`thumbnet info | head`): nobody is left to tell.
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes at its end
         return 1
     return code
 

@@ -19,7 +19,7 @@ from thumbnet.cli.flags import (
     setting,
     whole_number,
 )
-from thumbnet.errors import UsageError
+from thumbnet.errors import PeerLostError, UsageError
 
 if TYPE_CHECKING:
     from thumbnet.config import Recipe
@@ -117,7 +117,10 @@ def run(args: argparse.Namespace) -> int:
         from thumbnet.distributed.launch import available, launch
 
         if (replicas := available(args.devices, note)) > 1:
-            return launch(args.words, count=replicas, max_restarts=args.max_restarts)
+            try:
+                return launch(args.words, count=replicas, max_restarts=args.max_restarts)
+            except PeerLostError as error:
+                raise PeerLostError(f"{error}\nto go on from the last checkpoint: --resume") from error
     # PyTorch would tell of every attempt to connect, and follow an error with the stack of its own code.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from thumbnet.distributed.join import joined

@@ -75,9 +75,7 @@ def launch(words: Sequence[str], *, count: int, max_restarts: int) -> int:
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
-            raise PeerLostError(
-                f"replica {rank} {how}, after {max_restarts} restarts\nto go on from the last checkpoint: --resume"
-            ) from error
+            raise PeerLostError(f"replica {rank} {how}, after {max_restarts} restarts") from error
         return _exit_code(Path(folder))
 
 

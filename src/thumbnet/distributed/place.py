@@ -114,6 +114,4 @@ def job_of(environment: Mapping[str, str]) -> str | None:
     if run_id:
         # torchrun without an id: whatever restarts its replicas is this very process.
         return f"torchrun on {socket.gethostname()}, process {os.getppid()}"
-    if "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" in environment:
-        return f"SLURM {environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}"
     return None

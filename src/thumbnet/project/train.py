@@ -43,5 +43,6 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt as stopped:
-        print(stopped or "interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = getattr(stopped, "exit_code", None)  # a training that saved its last step says how it ended
+        print(stopped if code else "interrupted", file=sys.stderr)
+        sys.exit(code or 130)

@@ -48,10 +48,12 @@ def fit_to_examples(recipe: Recipe, examples: int, given: Collection[str] = ()) 
     share = smaller / batch
     if "optimizer.learning_rate" not in given and optimizer.name == "sgd":
         optimizer = dataclasses.replace(optimizer, learning_rate=optimizer.learning_rate * share)
-    rates = {
-        layer: rate if f"optimizer.rates.{layer}" in given else rate * share for layer, rate in optimizer.rates.items()
-    }
-    optimizer = dataclasses.replace(optimizer, rates=rates)
+    if "optimizer.rates" not in given:
+        rates = {
+            layer: rate if f"optimizer.rates.{layer}" in given else rate * share
+            for layer, rate in optimizer.rates.items()
+        }
+        optimizer = dataclasses.replace(optimizer, rates=rates)
     text = f"{examples:,} images to train on do not fill a batch of {batch:,}: batches of {smaller}"
     if train.epochs and "train.epochs" not in given and train.epochs * examples / smaller < _FEWEST_STEPS:
         train = dataclasses.replace(train, steps=_FEWEST_STEPS, epochs=0.0)

@@ -156,7 +156,7 @@ def follow(options: Options) -> TrainResult:
     """
     run, resume, threads, data_dir = hear_of_run(options.replicas)
     options = dataclasses.replace(options, data_dir=options.data_dir or data_dir)
-    engine.prepare(threads or options.threads)
+    engine.prepare(options.threads or threads)
     return _train(run, lambda: options.load(run.recipe), options, run.recipe.train.log_format, resume=resume)
 
 
@@ -231,6 +231,8 @@ def _train(
             console.note(f"stopped at step {outcome.steps}, saved; to go on{anywhere}: {run.resume_command}")
             raise Stopped(run.path, outcome.steps, 128 + outcome.stopped_by)
         try:
+            if stop.requested:  # in the last step or its save, when the loop looks no more
+                raise KeyboardInterrupt(128 + stop.requested)
             figures = conclude(training, outcome, start_seconds[0], look_at_test=options.look_at_test)
         except KeyboardInterrupt:
             console.note(f"stopped in the final evaluation, all steps are saved; to go on: {run.resume_command}")
