@@ -20,7 +20,8 @@ from typing import Any
 
 from thumbnet.data import known_class_names
 from thumbnet.evaluation.plots import BLUE, GRID, MUTED, empty_figure, png_of
-from thumbnet.runs.run import Run, find_run
+from thumbnet.runs.find import find_run
+from thumbnet.runs.run import Run
 from thumbnet.training.narrator import FIRST_PICTURE, table_of
 
 RESULTS = Path(__file__).parent / "results" / "book"

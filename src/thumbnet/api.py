@@ -27,7 +27,8 @@ from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.predict import Predictor
 from thumbnet.monitor.console import say
-from thumbnet.runs.run import Run, Which, choose_checkpoint
+from thumbnet.runs.find import Which, choose_checkpoint
+from thumbnet.runs.run import Run
 from thumbnet.training.adapt import preset_for
 from thumbnet.training.whole import Options, TrainResult, run_to_resume, train_new, train_on
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from thumbnet.runs.files import read_regular_file, remedy, replace_file, sync_folder, write_new_file
+from thumbnet.runs.files import read_regular_file, remedy, replace_file, sync_folder, write_error, write_new_file
 
 
 def names(folder: Path) -> list[str]:
@@ -75,3 +75,13 @@ def test_sync_folder_needs_a_folder(tmp_path):
 )
 def test_remedy(number, text):
     assert text in remedy(OSError(number, "x"))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_the_flag_that_chooses_another_folder(number, tmp_path):
+    error = OSError(number, "refused")
+    assert remedy(error).endswith("choose another with --out")
+    told = write_error(tmp_path, error, flag="--eval-dir")
+    assert str(told).startswith(f"{tmp_path}: cannot write: [Errno {number}] refused\nTo go on: ")
+    assert str(told).endswith("choose another with --eval-dir")
+    assert told.exit_code == 1

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
     from thumbnet import engine
     from thumbnet.evaluation.watch import watch
-    from thumbnet.runs.run import find_checkpoint
+    from thumbnet.runs.find import find_checkpoint
 
     engine.prepare(args.threads)
     this_run, step = find_checkpoint(args.out, args.run or args.checkpoint_dir)

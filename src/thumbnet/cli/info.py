@@ -73,7 +73,7 @@ def _preset(args: argparse.Namespace) -> tuple[Recipe, int]:
 def _run(args: argparse.Namespace) -> tuple[Recipe, int]:
     """Return a run's recipe, and how many classes it was trained to tell apart."""
     from thumbnet.runs.facts import class_names_of
-    from thumbnet.runs.run import find_run
+    from thumbnet.runs.find import find_run
 
     found = find_run(args.out, args.run)
     return found.recipe, len(class_names_of(found.path, found.recipe.data.name))

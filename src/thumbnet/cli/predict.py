@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from thumbnet import engine
     from thumbnet.errors import DataError
     from thumbnet.evaluation.predict import Predictor, find_pictures
-    from thumbnet.runs.run import choose_checkpoint
+    from thumbnet.runs.find import choose_checkpoint
 
     engine.prepare(args.threads)
     this_run, which = choose_checkpoint(args.out, args.run_name, args.checkpoint)

@@ -32,7 +32,8 @@ from thumbnet.models import build_model
 from thumbnet.printing import printable
 from thumbnet.runs.checkpoint import fit_state, load_checkpoint
 from thumbnet.runs.facts import class_names_of, read_facts
-from thumbnet.runs.run import Run, Which
+from thumbnet.runs.find import Which
+from thumbnet.runs.run import Run
 
 STDIN = "-"
 """Stands for a picture on standard input."""

@@ -14,8 +14,8 @@ from typing import Any
 
 from thumbnet.data import known_class_names
 from thumbnet.data.dataset import Splits
-from thumbnet.errors import CheckpointError, DataError, ThumbnetError
-from thumbnet.runs.files import read_regular_file, remedy, replace_file
+from thumbnet.errors import CheckpointError, DataError
+from thumbnet.runs.files import read_regular_file, replace_file, write_error
 
 DATA_FILE = "data.json"
 _LIMIT_BYTES = 64 * 2**20  # 65,536 classes with names of a thousand letters
@@ -65,7 +65,7 @@ def write_facts(run: Path, splits: Splits) -> None:
     try:
         replace_file(run / DATA_FILE, text.encode())
     except OSError as error:
-        raise ThumbnetError(f"{run / DATA_FILE}: cannot write: {error}\nTo go on: {remedy(error)}") from error
+        raise write_error(run / DATA_FILE, error) from error
 
 
 def read_facts(run: Path) -> DataFacts | None:

@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+from thumbnet.errors import ThumbnetError
+
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -78,10 +80,15 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in _DISK_FULL
 
 
-def remedy(error: OSError) -> str:
-    """Return what to do about a failed write, in the imperative."""
+def remedy(error: OSError, flag: str = "--out") -> str:
+    """Return what to do about a failed write, in the imperative; `flag` chooses another folder."""
     if is_disk_full(error):
         return "free some space on that disk"
     if error.errno in _NOT_WRITABLE:
-        return "make the folder writable, or choose another with --out"
-    return "check that disk, or choose another with --out"
+        return f"make the folder writable, or choose another with {flag}"
+    return f"check that disk, or choose another with {flag}"
+
+
+def write_error(path: Path, error: OSError, flag: str = "--out") -> ThumbnetError:
+    """Return the error to raise when a file or folder cannot be written; `flag` chooses another one."""
+    return ThumbnetError(f"{path}: cannot write: {error}\nTo go on: {remedy(error, flag)}")

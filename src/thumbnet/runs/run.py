@@ -1,4 +1,4 @@
-"""The folder of a run, never overwritten: made, locked, filled, finished, and found again.
+"""The folder of a run, never overwritten: made, locked, filled and finished.
 
 runs/quick-20260102-030405/
   recipe.toml      everything that decides what the training computes
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import difflib
 import fcntl
 import importlib.metadata
 import json
@@ -30,7 +29,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tomli_w
 import torch
@@ -39,16 +38,15 @@ import thumbnet
 from thumbnet import engine
 from thumbnet.config import Recipe, load_recipe, recipe_to_dict
 from thumbnet.distributed.place import job_of
-from thumbnet.errors import CheckpointError, ThumbnetError, UsageError, did_you_mean
+from thumbnet.errors import CheckpointError, ThumbnetError, UsageError
 from thumbnet.runs.checkpoint import tidy_folder
-from thumbnet.runs.files import is_disk_full, remedy, replace_file
+from thumbnet.runs.files import is_disk_full, remedy, replace_file, write_error
 from thumbnet.runs.store import CheckpointStore
 
 RUN_FILE, RECIPE_FILE, RESULT_FILE = "run.json", "recipe.toml", "result.json"
 METRICS_FILE, LOCK_FILE = "metrics.jsonl", ".lock"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}")
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.05
-_LISTED_RUNS = 8
 
 
 class Run:
@@ -76,7 +74,9 @@ class Run:
             ThumbnetError: the disk is full or refuses.
         """
         if name is not None and not _NAME.fullmatch(name):
-            raise UsageError(f"--name {name!r}: use 1 to 100 letters, digits, '-', '_' or '.', beginning with a letter")
+            raise UsageError(
+                f"--name {name!r}: use 1 to 100 of A-Z, a-z, 0-9 and _.+=-, beginning with a letter, digit or _"
+            )
         path: Path | None = None
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -103,35 +103,26 @@ class Run:
         """
         if not (path / RUN_FILE).is_file():
             raise UsageError(f"{path}: not the folder of a run, it has no {RUN_FILE}")
-        return cls(path, load_recipe(path / RECIPE_FILE), _created(path))
+        return cls(path, load_recipe(path / RECIPE_FILE), created_at(path))
 
     @property
     def threads(self) -> int | None:
         """Processor threads the run was made with, which decide how its sums round; None where it does not say."""
-        threads = self._described("machine", "threads")
+        threads = read_entry(self.path, "machine", "threads")
         return threads if type(threads) is int and threads > 0 else None
 
     @property
     def replicas(self) -> int:
         """Replicas the run was begun with."""
-        replicas = self._described("machine", "replicas")
+        replicas = read_entry(self.path, "machine", "replicas")
         return replicas if type(replicas) is int else 1
 
     @property
     def data_dir(self) -> Path | None:
         """Where data sets were kept for it, if that was said and is still there; None for the user's cache folder."""
-        folder = self._described("data_dir")
-        return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
-
-    def _described(self, *keys: str) -> Any:
-        """Return an entry of `run.json`, None where it does not say."""
-        try:
-            entry: Any = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
-            for key in keys:
-                entry = entry[key]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return entry
+        folder = read_entry(self.path, "data_dir")
+        # The method of a Path raises where a folder above it is closed (before Python 3.14).
+        return Path(folder) if isinstance(folder, str) and os.path.isdir(folder) else None  # noqa: PTH112
 
     @property
     def resume_command(self) -> str:
@@ -245,7 +236,7 @@ class Run:
             replace_file(self.path / METRICS_FILE, text.encode())
             (self.path / RESULT_FILE).unlink(missing_ok=True)
         except OSError as error:
-            raise ThumbnetError(f"{self.path}: cannot write: {error}\nTo go on: {remedy(error)}") from error
+            raise write_error(self.path, error) from error
 
     def change_recipe(self, recipe: Recipe) -> None:
         """Write another recipe into the run, such as a longer training to resume with.
@@ -256,9 +247,7 @@ class Run:
         try:
             replace_file(self.path / RECIPE_FILE, tomli_w.dumps(recipe_to_dict(recipe)).encode())
         except OSError as error:
-            raise ThumbnetError(
-                f"{self.path / RECIPE_FILE}: cannot write: {error}\nTo go on: {remedy(error)}"
-            ) from error
+            raise write_error(self.path / RECIPE_FILE, error) from error
         self.recipe = recipe
         self.checkpoints.keep = recipe.train.keep
 
@@ -276,114 +265,30 @@ class Run:
         try:
             replace_file(self.path / RESULT_FILE, _json_bytes(_finite_or_none(result)))
         except OSError as error:
-            raise ThumbnetError(
-                f"{self.path / RESULT_FILE}: cannot write: {error}\nTo go on: {remedy(error)}"
-            ) from error
+            raise write_error(self.path / RESULT_FILE, error) from error
 
 
-def find_run(out: Path, name_or_path: str | None) -> Run:
-    """Return a run by its name in `out`, its path, or the path of one of its checkpoints; None is the newest in `out`.
-
-    Newest is by the time of creation in `run.json`, whatever files were touched since.
-
-    Raises:
-        UsageError: there is no such run; lists what there is.
-        CheckpointError: the run is damaged.
-    """
-    return find_checkpoint(out, name_or_path)[0]
-
-
-def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | None]:
-    """Return a run as `find_run` does, and the step when a single checkpoint was named.
-
-    Raises:
-        UsageError: there is no such run; lists what there is.
-        CheckpointError: the run is damaged.
-    """
+def read_entry(run: Path, *keys: str) -> Any:
+    """Return an entry of a run's `run.json`, None where it does not say."""
     try:
-        names = _run_names(out)
-        if name_or_path is None:
-            if not names:
-                raise UsageError(f"{out}: there is no run here: start one with `thumbnet train`, or give --out")
-            newest = max(names, key=lambda name: (_created(out / name), name))
-            return Run.open(out / newest), None
-        if name_or_path in names:
-            return Run.open(out / name_or_path), None
-        path = Path(name_or_path)
-        if (path / RUN_FILE).is_file():
-            return Run.open(path), None
-        step = re.fullmatch(r"step-(\d+)", path.resolve().name) if path.is_dir() else None
-        if step and (path.resolve().parents[1] / RUN_FILE).is_file():
-            return Run.open(path.resolve().parents[1]), int(step[1])
-    except OSError as error:
-        raise UsageError(f"cannot look for the run '{name_or_path or 'newest'}' in {out}: {error}") from error
-    raise UsageError(f"there is no run '{name_or_path}' in {out}{_alternatives(name_or_path, names)}")
-
-
-Which = Literal["latest", "best"] | int
-"""The newest checkpoint, the best by validation, or that of a step."""
-
-
-def choose_checkpoint(out: Path, name_or_path: str | None, asked: Which) -> tuple[Run, Which]:
-    """Return a run as `find_run` does, and which of its checkpoints is meant: that asked for, or that which was named.
-
-    Raises:
-        UsageError: there is no such run, or a single checkpoint was named and another is asked for.
-        CheckpointError: the run is damaged.
-    """
-    run, step = find_checkpoint(out, name_or_path)
-    if step is None:
-        return run, asked
-    if asked != "latest":
-        raise UsageError(f"{name_or_path} is one checkpoint: name its run, {run.path}, to choose another")
-    return run, step
-
-
-def find_job(out: Path, job: str) -> Run | None:
-    """Return the newest run in `out` that a job began, by what `distributed.place.job_of` calls it; None without.
-
-    Raises:
-        CheckpointError: the run is damaged.
-    """
-    names = [name for name in _run_names(out) if _job(out / name) == job]
-    return Run.open(out / max(names, key=lambda name: (_created(out / name), name))) if names else None
-
-
-def _job(path: Path) -> str | None:
-    """Return the job that began a run."""
-    try:
-        job = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))["job"]
+        entry: Any = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+        for key in keys:
+            entry = entry[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return job if isinstance(job, str) else None
+    return entry
 
 
-def _alternatives(name: str, names: list[str]) -> str:
-    """Return the run whose name is close, or else the last few by name."""
-    if not names:
-        return " - there are no runs yet: start one with `thumbnet train`"
-    if difflib.get_close_matches(name, names, n=1):
-        return did_you_mean(name, names)
-    more = f" and {len(names) - _LISTED_RUNS} more" if len(names) > _LISTED_RUNS else ""
-    return f" - there are: {', '.join(names[-_LISTED_RUNS:])}{more}"
+def created_at(run: Path) -> str:
+    """Return when a run was made, in ISO 8601, UTC, to the microsecond: such texts sort like the times.
 
-
-def _run_names(out: Path) -> list[str]:
-    """Return the names of the runs in a folder, sorted."""
-    if not out.is_dir():
-        return []
-    return sorted(entry.name for entry in out.iterdir() if (entry / RUN_FILE).is_file())
-
-
-def _created(path: Path) -> str:
-    """Return when a run was made, in ISO 8601, UTC, to the microsecond: such texts sort like the times."""
-    try:
-        created = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))["created"]
-        if isinstance(created, str):
-            return created
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise CheckpointError(f"{path / RUN_FILE}: damaged: restore it, or move this run away")
+    Raises:
+        CheckpointError: its `run.json` is damaged.
+    """
+    created = read_entry(run, "created")
+    if not isinstance(created, str):
+        raise CheckpointError(f"{run / RUN_FILE}: damaged: restore it, or move this run away")
+    return created
 
 
 def _make_folder(out: Path, recipe: Recipe, name: str | None) -> Path:

@@ -21,7 +21,8 @@ from thumbnet.distributed.team import batch_statistics
 from thumbnet.errors import UsageError
 from thumbnet.monitor.console import Console
 from thumbnet.runs.facts import facts_of
-from thumbnet.runs.run import Run, find_job
+from thumbnet.runs.find import find_job
+from thumbnet.runs.run import Run
 
 if TYPE_CHECKING:
     from thumbnet.training.loop import Training

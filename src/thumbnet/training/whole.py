@@ -23,7 +23,8 @@ from thumbnet.kernels import load_library
 from thumbnet.monitor.console import format_duration, say
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.runs.facts import check_facts
-from thumbnet.runs.run import Run, find_checkpoint
+from thumbnet.runs.find import find_checkpoint
+from thumbnet.runs.run import Run
 from thumbnet.training.loop import Outcome, Training
 from thumbnet.training.session import conclude, open_training, resumed_recipe, start_run
 from thumbnet.training.together import announce_run, devices_line, folder_of, hear_of_run, insist_same_data, run_of_job

@@ -1,0 +1,97 @@
+"""Runs found again: by name or path, the newest, or the one that a job began."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from thumbnet.errors import UsageError, close_match
+from thumbnet.runs.run import RUN_FILE, Run, created_at, read_entry
+
+Which = Literal["latest", "best"] | int
+"""The newest checkpoint, the best by validation, or that of a step."""
+
+_LISTED_RUNS = 8
+
+
+def find_run(out: Path, name_or_path: str | None) -> Run:
+    """Return a run by its name in `out`, its path, or the path of one of its checkpoints; None is the newest in `out`.
+
+    Newest is by the time of creation in `run.json`, whatever files were touched since.
+
+    Raises:
+        UsageError: there is no such run; lists what there is.
+        CheckpointError: the run is damaged.
+    """
+    return find_checkpoint(out, name_or_path)[0]
+
+
+def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | None]:
+    """Return a run as `find_run` does, and the step when a single checkpoint was named.
+
+    Raises:
+        UsageError: there is no such run; lists what there is.
+        CheckpointError: the run is damaged.
+    """
+    try:
+        names = _run_names(out)
+        if name_or_path is None:
+            if not names:
+                raise UsageError(f"{out}: there is no run here: start one with `thumbnet train`, or give --out")
+            return _newest(out, names), None
+        if name_or_path in names:
+            return Run.open(out / name_or_path), None
+        path = Path(name_or_path)
+        if (path / RUN_FILE).is_file():
+            return Run.open(path), None
+        step = re.fullmatch(r"step-(\d+)", path.resolve().name) if path.is_dir() else None
+        if step and (path.resolve().parents[1] / RUN_FILE).is_file():
+            return Run.open(path.resolve().parents[1]), int(step[1])
+    except OSError as error:
+        raise UsageError(f"cannot look for the run '{name_or_path or 'newest'}' in {out}: {error}") from error
+    raise UsageError(f"there is no run '{name_or_path}' in {out}{_alternatives(name_or_path, names)}")
+
+
+def choose_checkpoint(out: Path, name_or_path: str | None, asked: Which) -> tuple[Run, Which]:
+    """Return a run as `find_run` does, and which of its checkpoints is meant: that asked for, or that which was named.
+
+    Raises:
+        UsageError: there is no such run, or a single checkpoint was named and another is asked for.
+        CheckpointError: the run is damaged.
+    """
+    run, step = find_checkpoint(out, name_or_path)
+    if step is None:
+        return run, asked
+    if asked != "latest":
+        raise UsageError(f"{name_or_path} is one checkpoint: name its run, {run.path}, to choose another")
+    return run, step
+
+
+def find_job(out: Path, job: str) -> Run | None:
+    """Return the newest run in `out` that a job began, by what `distributed.place.job_of` calls it; None without.
+
+    Raises:
+        CheckpointError: the run is damaged.
+    """
+    names = [name for name in _run_names(out) if read_entry(out / name, "job") == job]
+    return _newest(out, names) if names else None
+
+
+def _newest(out: Path, names: list[str]) -> Run:
+    return Run.open(out / max(names, key=lambda name: (created_at(out / name), name)))
+
+
+def _run_names(out: Path) -> list[str]:
+    """Return the names of the runs in a folder, sorted."""
+    if not out.is_dir():
+        return []
+    return sorted(entry.name for entry in out.iterdir() if (entry / RUN_FILE).is_file())
+
+
+def _alternatives(name: str, names: list[str]) -> str:
+    """Return the run whose name is close, or else the last few by name."""
+    if not names:
+        return " - there are no runs yet: start one with `thumbnet train`"
+    more = f" and {len(names) - _LISTED_RUNS} more" if len(names) > _LISTED_RUNS else ""
+    return close_match(name, names) or f" - there are: {', '.join(names[-_LISTED_RUNS:])}{more}"

@@ -1,0 +1,95 @@
+import os
+
+import pytest
+
+from thumbnet.config import load_preset
+from thumbnet.errors import CheckpointError, UsageError
+from thumbnet.runs.find import choose_checkpoint, find_checkpoint, find_job, find_run
+from thumbnet.runs.run import Run
+
+
+@pytest.fixture
+def recipe():
+    return load_preset("classic")
+
+
+def test_find_the_newest_run_whatever_was_touched(tmp_path, recipe):
+    runs = [Run.create(tmp_path, recipe, name=name) for name in ("b", "c", "a")]
+    for age, run in enumerate(reversed(runs)):
+        for path in (run.path / "run.json", run.path):
+            os.utime(path, (10_000 + age, 10_000 + age))
+    (tmp_path / "zz-not-a-run").mkdir()
+    (tmp_path / "zz-file").write_text("")
+    found = find_run(tmp_path, None)
+    assert found.path == tmp_path / "a"
+    assert found.recipe == recipe
+
+
+def test_find_by_name_path_and_checkpoint(tmp_path, recipe, make_checkpoint, monkeypatch):
+    run = Run.create(tmp_path, recipe, name="one")
+    Run.create(tmp_path, recipe, name="two")
+    checkpoint = run.checkpoints.save(make_checkpoint(12))
+    for text in ("one", str(run.path), f"{run.path}/"):
+        assert find_run(tmp_path, text).path == run.path
+        assert find_checkpoint(tmp_path, text)[1] is None
+    assert find_run(tmp_path / "elsewhere", str(checkpoint)).path == run.path
+    assert find_checkpoint(tmp_path, str(checkpoint))[1] == 12
+    monkeypatch.chdir(checkpoint)
+    assert find_checkpoint(tmp_path, ".")[1] == 12
+    monkeypatch.chdir(run.path / "checkpoints")
+    found, step = find_checkpoint(tmp_path, "step-00000012")
+    assert (found.path, step) == (run.path, 12)
+
+
+def test_nothing_found(tmp_path, recipe):
+    for out in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UsageError, match="no run here: start one with `thumbnet train`"):
+            find_run(out, None)
+        with pytest.raises(UsageError, match="no runs yet"):
+            find_run(out, "x")
+    Run.create(tmp_path, recipe, name="frogs-1")
+    with pytest.raises(UsageError, match="did you mean 'frogs-1'"):
+        find_run(tmp_path, "frog-1")
+    with pytest.raises(UsageError, match=r"there are: frogs-1$"):
+        find_run(tmp_path, "zzz")
+    for index in range(10):
+        Run.create(tmp_path, recipe, name=f"run{index}")
+    with pytest.raises(UsageError, match=r"run9 and 3 more$"):
+        find_run(tmp_path, "zzz")
+
+
+@pytest.mark.parametrize("text", ["", "\x00", "x" * 5000, "checkpoints/step-00000001", "/"])
+def test_odd_names_are_usage_errors(tmp_path, recipe, text):
+    Run.create(tmp_path, recipe, name="one")
+    with pytest.raises(UsageError):
+        find_run(tmp_path, text)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"created": 5}', "\x00"])
+def test_a_damaged_run_file_is_named(tmp_path, recipe, content):
+    run = Run.create(tmp_path, recipe, name="one")
+    (run.path / "run.json").write_text(content)
+    for name in (None, "one"):
+        with pytest.raises(CheckpointError, match=r"run\.json: damaged"):
+            find_run(tmp_path, name)
+
+
+def test_which_checkpoint_is_meant(tmp_path, recipe, make_checkpoint):
+    run = Run.create(tmp_path, recipe, name="one")
+    checkpoint = run.checkpoints.save(make_checkpoint(12))
+    for asked in ("latest", "best", 5):
+        assert choose_checkpoint(tmp_path, "one", asked)[1] == asked
+    assert choose_checkpoint(tmp_path, str(checkpoint), "latest")[1] == 12
+    for asked in ("best", 12):
+        with pytest.raises(UsageError, match=f"is one checkpoint: name its run, {run.path}"):
+            choose_checkpoint(tmp_path, str(checkpoint), asked)
+
+
+def test_the_newest_run_of_a_job(tmp_path, recipe, monkeypatch):
+    assert find_job(tmp_path, "7") is None
+    for name, job in (("b", "7"), ("a", "7"), ("c", "8"), ("d", None)):
+        monkeypatch.setattr("thumbnet.runs.run.job_of", lambda environment, job=job: job)
+        Run.create(tmp_path, recipe, name=name)
+    assert find_job(tmp_path, "7").path.name == "a"
+    assert find_job(tmp_path, "8").path.name == "c"
+    assert find_job(tmp_path, "9") is None
