@@ -23,28 +23,27 @@ def picture() -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("views", "expected"),
+    ("moved", "expected"),
     [
-        ("one", 0.0),
-        ("mirror", (0 + 4) / 2),
+        (False, (0 + 4) / 2),
         # Moved by (-1, -1), the reflected border's corner is pixel (1, 1) = 6, in the mirror (1, 3) = 8; moved by
         # (1, 1), pixel (1, 1) itself, and in the mirror the last column, reflected: (1, 3).
-        ("shifts", 0.5 * 2 + 0.25 * 7 + 0.25 * 7),
+        (True, 0.5 * 2 + 0.25 * 7 + 0.25 * 7),
     ],
 )
-def test_weights_of_the_views(views: str, expected: float) -> None:
-    assert ViewAverage(Corner(), views)(picture()).item() == pytest.approx(expected)
+def test_weights_of_the_views(moved: bool, expected: float) -> None:
+    assert ViewAverage(Corner(), moved=moved)(picture()).item() == pytest.approx(expected)
 
 
 def test_a_network_blind_to_moves_answers_the_same() -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
     images = torch.ones(2, 3, 6, 6) * torch.tensor([0.5, -1.0])[:, None, None, None]
-    for views in ("one", "mirror", "shifts"):
-        torch.testing.assert_close(ViewAverage(network, views)(images), network(images))
+    for moved in (False, True):
+        torch.testing.assert_close(ViewAverage(network, moved=moved)(images), network(images))
 
 
 def test_answers_are_float32() -> None:
-    assert ViewAverage(Corner().bfloat16(), "mirror")(picture().bfloat16()).dtype == torch.float32
+    assert ViewAverage(Corner().bfloat16(), moved=False)(picture().bfloat16()).dtype == torch.float32
 
 
 class Bright(nn.Module):
@@ -86,11 +85,19 @@ def test_corners_are_cut_out_of_whole_pictures(pictures) -> None:
     distort = DistortConfig(crop=3, standardize="mean", flip="none")
     network = Bright()
     network.scale.data.fill_(1.0)
-    asked, whole = over_views(network, distort, "corners", dataset.image_shape)
+    asked, whole = over_views(network, distort, EvaluationConfig(views="corners"), dataset.image_shape)
     metrics = evaluate_weights(asked, dataset, whole, precision=resolve_precision("fp32"))
     # Probability of class 1: one crop sure, four sure of the opposite: 1/5 for the first, 0 for the second picture.
     assert metrics.loss == pytest.approx(-math.log(1 / 5) / 2, rel=1e-3)
     assert metrics.accuracy == 0.5
+
+
+@pytest.mark.parametrize(("views", "moved"), [("mirror", False), ("shifts", True)])
+def test_which_views_move_the_picture(views: str, moved: bool) -> None:
+    distort = DistortConfig(crop=5)
+    asked, same = over_views(Corner(), distort, EvaluationConfig(views=views), (5, 5, 1))
+    assert same is distort
+    assert torch.equal(asked(picture()), ViewAverage(Corner(), moved=moved)(picture()))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -99,7 +106,7 @@ def test_several_views_of_the_pictures_it_is_least_sure_of(pictures, share: floa
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(8 * 8 * 3, 10))
     single, labels = predict_logits(network, dataset, distort, precision=precision)
-    several, _ = predict_logits(ViewAverage(network, "shifts"), dataset, distort, precision=precision)
+    several, _ = predict_logits(ViewAverage(network, moved=True), dataset, distort, precision=precision)
     sure = np.exp(single).max(1) / np.exp(single).sum(1)
     least_sure = sorted(range(40), key=lambda picture: sure[picture])[: round(share * 40)]
     answers = [(several if picture in least_sure else single)[picture].argmax() for picture in range(40)]

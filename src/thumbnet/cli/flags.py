@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import sys
 import tomllib
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from thumbnet.errors import UsageError, did_you_mean
+from thumbnet.errors import UsageError, close_match, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,8 +39,7 @@ class Parser(argparse.ArgumentParser):
         if not arguments:
             return
         name = arguments[0].split("=")[0]
-        close = difflib.get_close_matches(name, self.flags(), n=1)
-        hint = f" - did you mean '{close[0]}'?" if close else f" (see `{self.prog} --help`)"
+        hint = close_match(name, self.flags()) or f" (see `{self.prog} --help`)"
         raise UsageError(f"{self.prog}: unknown argument '{arguments[0]}'{hint}")
 
 

@@ -86,7 +86,7 @@ def evaluate_views(
     count = math.ceil(config.views_share * len(dataset))
     unsure = np.sort(np.argsort(confidence_N, kind="stable")[:count])
     if count:
-        asked, whole = over_views(model, distort, config.views, dataset.image_shape)
+        asked, whole = over_views(model, distort, config, dataset.image_shape)
         logits_NC[unsure], _ = predict(asked, dataset.take(unsure), whole)
     return single, compute_metrics(logits_NC, labels_N, dataset.class_names).accuracy
 

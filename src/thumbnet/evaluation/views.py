@@ -8,30 +8,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thumbnet.config import DistortConfig
-
-Views = Literal["one", "mirror", "shifts", "corners"]
+from thumbnet.config import DistortConfig, EvaluationConfig
 
 
 def over_views(
-    model: nn.Module, distort: DistortConfig, views: Views, image_shape: tuple[int, int, int]
+    model: nn.Module, distort: DistortConfig, config: EvaluationConfig, image_shape: tuple[int, int, int]
 ) -> tuple[nn.Module, DistortConfig]:
     """Return a network that answers with what another says to views of each picture, and the input that it takes.
 
     Args:
         model: the network asked about each view.
         distort: its input.
-        views: which views.
+        config: which views; more than one.
         image_shape: (height, width, channels) of the data set's pictures.
     """
-    if views != "corners":
-        return ViewAverage(model, views), distort
+    if config.views != "corners":
+        return ViewAverage(model, moved=config.views == "shifts"), distort
     # The views are cut out of the whole picture, with the border that training draws its crops from.
     whole = dataclasses.replace(distort, crop=min(image_shape[:2]), cutout=0)
     return CornerViews(model, crop=distort.crop, pad=distort.pad), whole
@@ -65,22 +62,20 @@ class CornerViews(nn.Module):
 class ViewAverage(nn.Module):
     """A network whose logits are averaged over views of each picture.
 
-    `mirror`: the picture and its mirror image weigh the same. `shifts`: that pair has half of the weight; the other
-    half is shared by the two pairs that are moved by one pixel, up left and down right, the border being reflected
+    The picture and its mirror image weigh the same. With `moved`, that pair has half of the weight; the other half is
+    shared by the two pairs that are moved by one pixel, up left and down right, the border being reflected
     (KellerJordan/cifar10-airbench).
     """
 
-    def __init__(self, model: nn.Module, views: Literal["one", "mirror", "shifts"]) -> None:
+    def __init__(self, model: nn.Module, *, moved: bool) -> None:
         super().__init__()
-        self.model, self.views = model, views
+        self.model, self.moved = model, moved
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return float32 logits [N, classes]; images are as for the network itself."""
         ask = functools.partial(_ask, self.model)
-        if self.views == "one":
-            return ask(images_NCHW)
         centre = mirrored_mean(ask, images_NCHW)
-        if self.views == "mirror":
+        if not self.moved:
             return centre
         height, width = images_NCHW.shape[-2:]
         padded = F.pad(images_NCHW, (1, 1, 1, 1), mode="reflect")

@@ -23,11 +23,10 @@ class StopSignal:
     flushed or unwound, since whatever the program was doing may be what hangs. Where the process is not ours, as in a
     notebook, it raises KeyboardInterrupt instead. Leaving restores the former handlers.
 
-    Python lets only the main thread handle signals: entered in another thread, this does nothing and `active` is False.
+    Python lets only the main thread handle signals: entered in another thread, this does nothing.
 
     Attributes:
         requested: number of the first signal, or None while there was none.
-        active: whether signals are being handled.
     """
 
     Second = Literal["exit", "raise"]
@@ -35,20 +34,13 @@ class StopSignal:
 
     def __init__(self, second: Second = "exit") -> None:
         self.requested: int | None = None
-        self.active = False
         self._second = second
         self._previous: dict[int, _Handler] = {}
-
-    @property
-    def exit_code(self) -> int:
-        """The process's exit code: 0 without a request, else 128 + the signal's number."""
-        return 0 if self.requested is None else 128 + self.requested
 
     def __enter__(self) -> StopSignal:
         """Take over both signals."""
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
-            self.active = True
         return self
 
     def __exit__(
@@ -60,7 +52,6 @@ class StopSignal:
             if handler is not None:
                 signal.signal(number, handler)
         self._previous = {}
-        self.active = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Remember the first signal; exit on the second."""
