@@ -17,4 +17,4 @@ def test_names_that_mean_data_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "flowers").mkdir()
     monkeypatch.chdir(tmp_path)
     assert all(map(is_own_data, ["flowers", "./flowers", "/x", "~/x", "list.CSV", "..", "nothing/here"]))
-    assert not any(map(is_own_data, ["cifar10", "flower"]))
+    assert not any(map(is_own_data, ["cifar10", "flower", "", "x" * 300]))

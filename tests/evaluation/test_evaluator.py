@@ -130,7 +130,7 @@ def test_all_damaged_is_an_error(make_run, splits, notes):
     run = make_run(10, 20)
     for step in (10, 20):
         flip_a_bit(run.checkpoints.path(step) / "model.safetensors")
-    with pytest.raises(CheckpointError, match="none of its 2 checkpoints"):
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
         Evaluator(run, splits, "test", weights=BOTH, precision=FP32).evaluate_latest(notes.append)
     assert len(notes) == 2
 
@@ -139,9 +139,37 @@ def test_no_checkpoint_is_an_error(make_run, splits):
     evaluator = Evaluator(make_run(), splits, "test", weights=BOTH, precision=FP32)
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         evaluator.evaluate_latest(pytest.fail)
+    with pytest.raises(CheckpointError, match="no checkpoint that can be used"):
+        evaluator.evaluate_all(pytest.fail)
 
 
-def test_newer_format_is_not_passed_over(make_run, splits):
+def test_all_that_can_be_used_are_evaluated_and_the_others_named(make_run, splits, monkeypatch, notes):
+    run = make_run(10, 20, 30, 40)
+    flip_a_bit(run.checkpoints.path(20) / "model.safetensors")
+
+    def load(path, weights):
+        shutil.rmtree(run.checkpoints.folder / "step-00000030", ignore_errors=True)  # as a training that goes on does
+        return load_weights(path, weights)
+
+    monkeypatch.setattr(module, "load_weights", load)
+    evaluations = Evaluator(run, splits, "test", weights=BOTH, precision=FP32).evaluate_all(notes.append)
+    assert [evaluation.step for evaluation in evaluations] == [10, 40]
+    assert notes[0].startswith("warning: ")
+    assert "step-00000020/model.safetensors" in notes[0]
+    assert notes[1:] == ["step 30: its checkpoint was deleted before it was read"]
+
+
+def test_when_none_of_all_can_be_used(make_run, splits, notes):
+    run = make_run(10, 20)
+    for step in (10, 20):
+        flip_a_bit(run.checkpoints.path(step) / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no checkpoint that can be used"):
+        Evaluator(run, splits, "test", weights=BOTH, precision=FP32).evaluate_all(notes.append)
+    assert len(notes) == 2
+
+
+@pytest.mark.parametrize("what", ["evaluate_latest", "evaluate_all"])
+def test_newer_format_is_not_passed_over(make_run, splits, what):
     run = make_run(10, 20)
     manifest = run.checkpoints.path(20) / "manifest.json"
     fields = json.loads(manifest.read_bytes())
@@ -150,7 +178,7 @@ def test_newer_format_is_not_passed_over(make_run, splits):
 
     manifest.write_bytes(_manifest_bytes(fields | {"format_version": 99}))
     with pytest.raises(CheckpointError, match="format 99 is newer"):
-        Evaluator(run, splits, "test", weights=BOTH, precision=FP32).evaluate_latest(pytest.fail)
+        getattr(Evaluator(run, splits, "test", weights=BOTH, precision=FP32), what)(pytest.fail)
 
 
 def test_checkpoint_deleted_while_it_is_read_gives_way_to_the_newest(make_run, save, splits, monkeypatch):

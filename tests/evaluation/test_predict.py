@@ -1,6 +1,8 @@
+import errno
 import io
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,18 +46,32 @@ def splits(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 
 @pytest.fixture
-def run(tmp_path: Path, splits: Splits, folder: Path) -> Run:
-    settings = {
-        "data.name": str(folder),
-        "data.image_size": SIDE,
-        "distort.crop": CROP,
-        "train.precision": "fp32",
-    }
-    run = Run.create(tmp_path / "runs", load_preset("classic", settings), "pets")
-    write_facts(run.path, splits)
-    for step in (10, 20):
-        save(run, step)
-    return run
+def make_run(tmp_path: Path, splits: Splits, folder: Path) -> Callable[..., Run]:
+    def make(**changes: object) -> Run:
+        settings = {
+            "data.name": str(folder),
+            "data.image_size": SIDE,
+            "distort.crop": CROP,
+            "train.precision": "fp32",
+        }
+        run = Run.create(tmp_path / "runs", load_preset("classic", settings | changes))
+        write_facts(run.path, splits)
+        for step in (10, 20):
+            save(run, step)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def run(make_run: Callable[..., Run]) -> Run:
+    return make_run()
+
+
+@pytest.fixture
+def plain(make_run: Callable[..., Run]) -> Run:
+    """A run that keeps no average of its weights."""
+    return make_run(**{"average.decay": 0.0})
 
 
 def weights_of(run: Run, seed: int, classes: int = len(CLASSES)) -> dict[str, torch.Tensor]:
@@ -66,8 +82,8 @@ def weights_of(run: Run, seed: int, classes: int = len(CLASSES)) -> dict[str, to
     return model.state_dict()
 
 
-def save(run: Run, step: int, *, average: bool = True, classes: int = len(CLASSES)) -> None:
-    averaged = weights_of(run, step + 1, classes) if average else None
+def save(run: Run, step: int, *, classes: int = len(CLASSES)) -> None:
+    averaged = weights_of(run, step + 1, classes) if run.recipe.average.decay else None
     run.checkpoints.save(
         Checkpoint(step=step, model=weights_of(run, step, classes), average=averaged, state={}, info={})
     )
@@ -104,24 +120,30 @@ def test_one_checkpoint_by_its_step(run: Run):
         Predictor(run, checkpoint=15)
 
 
-def test_raw_weights_where_there_is_no_average(run: Run, splits: Splits):
-    save(run, 30, average=False)
-    predictor = Predictor(run)
-    assert (predictor.step, predictor.weights) == (30, "raw")
+def test_raw_weights_where_there_is_no_average(plain: Run, splits: Splits):
+    predictor = Predictor(plain)
+    assert (predictor.step, predictor.weights) == (20, "raw")
     images, _ = splits.train.gather(np.arange(3))
     logits, _ = predict_logits(
-        model_of(run, 30), splits.train.take(np.arange(3)), run.recipe.distort, precision=resolve_precision("fp32")
+        model_of(plain, 20), splits.train.take(np.arange(3)), plain.recipe.distort, precision=resolve_precision("fp32")
     )
     expected = torch.softmax(torch.from_numpy(logits).double(), dim=1).numpy()
     assert predictor.probabilities(images) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_used(run: Run):
-    path = run.checkpoints.path("latest") / "model.safetensors"
+    path = run.checkpoints.path("latest") / "average.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     notes: list[str] = []
     assert Predictor(run, note=notes.append).step == 10
     assert len(notes) == 1
+
+
+def test_damage_to_weights_that_are_not_asked_for_does_not_matter(run: Run):
+    for name in ("model.safetensors", "state.safetensors"):
+        (run.checkpoints.path("latest") / name).write_bytes(b"")
+    for checkpoint in ("latest", 20):
+        assert Predictor(run, checkpoint=checkpoint, note=pytest.fail).step == 20
 
 
 def test_weights_of_another_network_are_refused(run: Run):
@@ -158,17 +180,51 @@ def test_bad_files_are_told_in_their_places(run: Run, folder: Path, tmp_path: Pa
     (tmp_path / "cut.png").write_bytes((folder / "ant" / "0.png").read_bytes()[:200])
     os.mkfifo(tmp_path / "pipe.png")
     good = str(folder / "bee" / "1.jpg")
-    files = [str(tmp_path / name) for name in ("empty.jpg", "cut.png", "pipe.png", "nothing.png")]
+    names = ("empty.jpg", "cut.png", "pipe.png", "nothing.png", "x" * 300, "empty.jpg/x.png", "\0", "")
+    files = [str(tmp_path / name) if name else "" for name in names]
     predictions = list(Predictor(run).predict_files([files[0], good, good, *files[1:], good], top=2))
     problems = [prediction.problem for prediction in predictions]
     assert problems[0] == "empty, 0 bytes"
     assert problems[1:3] == [None, None]
     assert problems[3] is not None
     assert problems[3].startswith("damaged")
-    assert problems[4:6] == ["not a regular file", "there is no such file"]
+    assert problems[4:] == [
+        "not a regular file",
+        "there is no such file",
+        "File name too long",
+        "Not a directory",
+        "there is no such file",
+        "there is no such file",
+        None,
+    ]
     for one in (1, 2):
-        assert dict(predictions[one].top) == pytest.approx(dict(predictions[6].top))
+        assert dict(predictions[one].top) == pytest.approx(dict(predictions[-1].top))
     assert all(not prediction.top for prediction in predictions if prediction.problem)
+
+
+def test_a_file_in_a_closed_folder_is_told_in_its_place(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    closed, stat = str(tmp_path / "closed" / "x.png"), os.stat
+
+    def refuse(path, *args, **kwargs):
+        if path == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert find_pictures([closed]) == [closed]
+    (prediction,) = Predictor(run).predict_files([closed], top=1)
+    assert prediction.problem == "Permission denied"
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "closed").mkdir()
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="closed: cannot be read: Permission denied\nmake it readable"):
+        find_pictures([str(tmp_path / "closed")])
 
 
 def test_no_pictures_give_no_probabilities(run: Run):
@@ -224,6 +280,12 @@ def test_what_is_no_picture_is_refused(picture: object, message: str, run: Run):
         Predictor(run).predict([np.zeros((8, 8, 3), np.uint8), picture])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("top", [0, -1])
+def test_at_least_one_class_is_told(run: Run, top: int):
+    with pytest.raises(UsageError, match=f"top is {top}: it must be at least 1"):
+        Predictor(run).predict(np.zeros((8, 8, 3), np.uint8), top=top)
+
+
 def test_a_file_that_cannot_be_read_is_named(run: Run, tmp_path: Path):
     with pytest.raises(DataError, match=r"nothing\.png: there is no such file"):
         Predictor(run).predict(tmp_path / "nothing.png")
@@ -232,14 +294,13 @@ def test_a_file_that_cannot_be_read_is_named(run: Run, tmp_path: Path):
         Predictor(run).predict([tmp_path / "a\n.png"])
 
 
-def test_either_weights_can_be_asked_for(run: Run):
+def test_either_weights_can_be_asked_for(run: Run, plain: Run):
     images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
     averaged, raw = (Predictor(run, weights=weights) for weights in ("average", "raw"))
     assert (averaged.weights, raw.weights) == ("average", "raw")
     assert not np.allclose(averaged.probabilities(images), raw.probabilities(images))
-    save(run, 30, average=False)
-    with pytest.raises(UsageError, match="keeps no average"):
-        Predictor(run, weights="average")
+    with pytest.raises(UsageError, match=r"keeps no average(.|\n)*--weights raw"):
+        Predictor(plain, weights="average")
 
 
 class Zeros(io.RawIOBase):
@@ -284,6 +345,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["[odd].jpg"], ["[odd].jpg"]),
         (["c", "a/1.jpg"], ["c/3.webp", "a/1.jpg"]),
         (["nothing.jpg", "*.gif"], ["nothing.jpg", "*.gif"]),
+        (["x" * 300], ["x" * 300]),
     ],
 )
 def test_files_folders_and_patterns(arguments: list[str], files: list[str], tree: Path):

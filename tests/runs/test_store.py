@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from thumbnet.errors import CheckpointError
+from thumbnet.runs.checkpoint import NewerFormatError, load_checkpoint, load_weights
 from thumbnet.runs.store import CheckpointStore
 
 
@@ -130,12 +131,59 @@ def test_a_checkpoint_under_another_step_is_damage(tmp_path, make_checkpoint):
     assert "holds step 1, not 99" in notes[0]
 
 
-def test_notes_go_to_stderr(tmp_path, make_checkpoint, capsys):
+def test_the_newest_that_can_be_loaded(tmp_path, make_checkpoint):
     store = CheckpointStore(tmp_path)
-    store.save(make_checkpoint(1))
-    store.save(make_checkpoint(2))
-    (tmp_path / "step-00000002" / "state.safetensors").unlink()
-    assert store.latest().step == 1
-    captured = capsys.readouterr()
-    assert "state.safetensors" in captured.err
-    assert captured.out == ""
+    for step in (1, 2, 3):
+        store.save(make_checkpoint(step))
+    (tmp_path / "step-00000003" / "model.safetensors").unlink()
+    tried: list[str] = []
+
+    def load(path: Path) -> str:
+        tried.append(path.name)
+        if path.name == "step-00000003":
+            load_weights(path, "raw")
+        return "what was asked for"
+
+    notes: list[str] = []
+    assert store.newest(load, notes.append) == (2, "what was asked for")
+    assert tried == ["step-00000003", "step-00000002"]
+    assert len(notes) == 1
+    assert "model.safetensors: this file is missing" in notes[0]
+    assert notes[0].endswith("\nThe one before it is tried instead")
+
+
+def test_after_the_oldest_none_is_said_to_be_tried(tmp_path, make_checkpoint):
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save(make_checkpoint(step))
+        (tmp_path / f"step-{step:08d}" / "manifest.json").write_text("{}")
+    notes: list[str] = []
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints can be used"):
+        store.newest(load_checkpoint, notes.append)
+    assert ["tried instead" in note for note in notes] == [True, False]
+
+
+def test_one_that_is_deleted_while_it_is_loaded_gives_way_to_the_newest(tmp_path, make_checkpoint):
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save(make_checkpoint(step))
+
+    def load(path: Path) -> int:
+        if path.name == "step-00000002":  # the training goes on: saves another, deletes this one
+            store.save(make_checkpoint(3))
+            shutil.rmtree(path)
+        return load_checkpoint(path).step
+
+    assert store.newest(load, no_note) == (3, 3)
+
+
+def test_a_newer_format_is_not_passed_over(tmp_path, make_checkpoint):
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save(make_checkpoint(step))
+
+    def load(path: Path) -> None:
+        raise NewerFormatError(path.name)
+
+    with pytest.raises(NewerFormatError, match="step-00000002"):
+        store.newest(load, no_note)

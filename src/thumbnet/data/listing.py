@@ -55,7 +55,7 @@ class Listing:
 def is_own_data(name: str) -> bool:
     """Return whether the name of a data set means a folder of pictures or a CSV file, rather than a known set."""
     named = name.startswith(("~", ".")) or "/" in name or name.lower().endswith(".csv")
-    return named or (bool(name) and Path(name).is_dir())
+    return named or os.path.isdir(name)  # noqa: PTH112 - a Path raises where the name is too long for a file
 
 
 def stamp_of(file: os.DirEntry[str] | Path) -> tuple[int, int]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from thumbnet.config import Recipe
 from thumbnet.data import load_splits
 from thumbnet.data.dataset import ImageDataset, Splits
-from thumbnet.engine import Precision, device
+from thumbnet.engine import Precision, place
 from thumbnet.errors import CheckpointError, UsageError
 from thumbnet.evaluation.evaluate import BATCH_SIZE, evaluate_views
 from thumbnet.evaluation.metrics import Metrics, Weights
@@ -69,7 +68,7 @@ def choose_weights(recipe: Recipe, requested: Literal["average", "raw", "both"])
     if requested == "average":
         raise UsageError(
             "--weights average: this run keeps no average of its weights (average.decay is 0)\n"
-            "evaluate it with --weights raw, or train with --set average.decay=0.9999"
+            "use --weights raw, or train with --set average.decay=0.9999"
         )
     return ("raw",)
 
@@ -155,15 +154,16 @@ class Evaluator:
         self.run, self.split, self.weights, self.precision, self.batch_size = run, split, weights, precision, batch_size
         self.dataset = choose_examples(splits, split, limit)
         self.limited = len(self.dataset) < len(choose_examples(splits, split))
-        model = build_model(
-            run.recipe.model,
-            num_classes=len(self.dataset.class_names),
-            crop=run.recipe.distort.crop,
-            channels=self.dataset.image_shape[2],
-        )
         facts = read_facts(run.path)
         self._other_data = "" if facts is None or is_same_data(facts, facts_of(splits)) else splits.train.name
-        self._model = model.to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model = place(
+            build_model(
+                run.recipe.model,
+                num_classes=len(self.dataset.class_names),
+                crop=run.recipe.distort.crop,
+                channels=self.dataset.image_shape[2],
+            )
+        )
 
     def evaluate(self, which: Literal["best"] | int) -> Evaluation:
         """Evaluate the best checkpoint by validation, or that of a step.
@@ -178,33 +178,45 @@ class Evaluator:
         """Evaluate the newest checkpoint that can be used.
 
         Args:
-            note: gets a line for each newer one that is damaged; one that is deleted meanwhile is passed over.
+            note: as for `CheckpointStore.newest`.
 
         Raises:
             CheckpointError: there is none, none can be used, or one that would be used has a newer format.
         """
+        return self._evaluate(*self.run.checkpoints.newest(self._load, note))
+
+    def evaluate_all(self, note: Callable[[str], None]) -> list[Evaluation]:
+        """Evaluate every checkpoint that can be used; arguments are those of `evaluate_each`.
+
+        Raises:
+            CheckpointError: there is none, none can be used, or one has a newer format.
+        """
         store = self.run.checkpoints
-        tried: set[int] = set()
-        while True:
-            # Looked up anew every time: a training that goes on may delete the one just found and save another.
-            untried = [step for step in store.steps() if step not in tried]
-            if not untried:
-                break
-            step = untried[-1]
-            tried.add(step)
-            path = store.folder / folder_name(step)
+        evaluations = list(self.evaluate_each(store.steps(), note))
+        if not evaluations:
+            raise CheckpointError(f"{store.folder}: there is no checkpoint that can be used")
+        return evaluations
+
+    def evaluate_each(self, steps: Iterable[int], note: Callable[[str], None]) -> Iterator[Evaluation]:
+        """Evaluate the checkpoints of several steps.
+
+        Args:
+            steps: which.
+            note: gets a line for each that cannot be used, and for each that was deleted before it was read.
+
+        Raises:
+            CheckpointError: one has a newer format.
+        """
+        for step in steps:
             try:
-                loaded = self._load(path)
+                evaluation = self.evaluate(step)
             except NewerFormatError:
                 raise
             except CheckpointError as error:
-                if path.exists():
-                    note(f"warning: {error}\nThe one before it is evaluated instead")
-                continue
-            return self._evaluate(step, loaded)
-        if tried:
-            raise CheckpointError(f"{store.folder}: none of its {len(tried)} checkpoints can be used, all are damaged")
-        raise CheckpointError(f"{store.folder}: there is no checkpoint yet: wait for the first, or train longer")
+                deleted = not (self.run.checkpoints.folder / folder_name(step)).exists()
+                note(f"step {step}: its checkpoint was deleted before it was read" if deleted else f"warning: {error}")
+            else:
+                yield evaluation
 
     def _load(self, path: Path) -> dict[Weights, dict[str, Tensor]]:
         """Read all weights before any is evaluated, so that a checkpoint deleted meanwhile does not matter."""

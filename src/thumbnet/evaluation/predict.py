@@ -6,9 +6,11 @@ records to logits, so nothing can differ between what was evaluated and what is 
 
 from __future__ import annotations
 
+import functools
 import glob
 import io
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,6 @@ from pathlib import Path
 from typing import IO, overload
 
 import numpy as np
-import torch
 from PIL import Image
 
 from thumbnet.config import PrecisionName
@@ -24,13 +25,14 @@ from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.decode import PictureError, decode_picture
 from thumbnet.data.records import RecordFormat, RecordPart
 from thumbnet.data.tree import walk_pictures
-from thumbnet.engine import device, resolve_precision
+from thumbnet.engine import place, resolve_precision
 from thumbnet.errors import DataError, UsageError
 from thumbnet.evaluation.evaluate import predict_logits
+from thumbnet.evaluation.evaluator import choose_weights
 from thumbnet.evaluation.metrics import Weights
 from thumbnet.models import build_model
 from thumbnet.printing import printable
-from thumbnet.runs.checkpoint import fit_state, load_checkpoint
+from thumbnet.runs.checkpoint import fit_state, load_weights, read_manifest
 from thumbnet.runs.facts import class_names_of, read_facts
 from thumbnet.runs.find import Which
 from thumbnet.runs.run import Run
@@ -99,25 +101,27 @@ class Predictor:
         """One per label, in label order."""
         self.image_shape = facts.image_shape if facts else _KNOWN_SHAPE
         """Height, width and channels of the pictures the run was trained on."""
-        store = run.checkpoints
-        loaded = store.latest(note) if checkpoint == "latest" else load_checkpoint(store.path(checkpoint))
         self.run = run
-        self.step = loaded.step
+        self.weights: Weights = choose_weights(run.recipe, weights or "both")[0]
+        """Which weights of the checkpoint are used."""
+        load = functools.partial(load_weights, weights=self.weights)
+        if checkpoint == "latest":
+            step, tensors = run.checkpoints.newest(load, note)
+        else:
+            path = run.checkpoints.path(checkpoint)
+            step, tensors = read_manifest(path).step, load(path)
+        self.step = step
         """Step of the checkpoint."""
-        self.weights: Weights = weights or ("raw" if loaded.average is None else "average")
-        """Which weights of it are used."""
         self._precision = resolve_precision(precision or run.recipe.train.precision)
         self._layout = RecordFormat(image_shape=self.image_shape)
-        model = build_model(
-            run.recipe.model,
-            num_classes=len(self.class_names),
-            crop=run.recipe.distort.crop,
-            channels=self.image_shape[2],
+        self._model = place(
+            build_model(
+                run.recipe.model,
+                num_classes=len(self.class_names),
+                crop=run.recipe.distort.crop,
+                channels=self.image_shape[2],
+            )
         )
-        self._model = model.to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-        tensors = loaded.model if self.weights == "raw" else loaded.average
-        if tensors is None:
-            raise UsageError(f"{run.path}: this run keeps no average of its weights: take the raw ones")
         fit_state(self._model, tensors, f"{run.path}, step {self.step}, {self.weights} weights")
 
     @overload
@@ -142,8 +146,10 @@ class Predictor:
 
         Raises:
             DataError: a file cannot be read; names it.
-            UsageError: something is no picture.
+            UsageError: something is no picture, or `top` is less than 1.
         """
+        if top < 1:
+            raise UsageError(f"top is {top}: it must be at least 1")
         one = isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) < 4
         several: list[Picture] = [pictures] if one else list(pictures)  # type: ignore[list-item, arg-type]
         told = [
@@ -224,14 +230,18 @@ class Predictor:
                 if len(data) > MAX_STDIN_BYTES:
                     return f"larger than {MAX_STDIN_BYTES // 2**20} MiB"
                 return decode_picture(io.BytesIO(data), self.image_shape[0])
-            path = Path(file)
-            if path.is_dir():
+            mode = os.stat(file).st_mode  # noqa: PTH116 - an empty name would be the current folder
+            if stat.S_ISDIR(mode):
                 return "a folder without pictures"
-            if not path.is_file():  # a pipe would block for ever
-                return "not a regular file" if path.exists() else "there is no such file"
-            return decode_picture(path, self.image_shape[0])
+            if not stat.S_ISREG(mode):  # a pipe would block for ever
+                return "not a regular file"
+            return decode_picture(Path(file), self.image_shape[0])
         except PictureError as error:
             return str(error)
+        except (FileNotFoundError, ValueError):  # a name with a null byte is a ValueError
+            return "there is no such file"
+        except OSError as error:
+            return error.strerror or str(error)
 
 
 def find_pictures(arguments: Sequence[str]) -> list[str]:
@@ -239,14 +249,17 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
 
     A folder stands for the pictures at any depth below it, by their endings, a pattern such as ``photos/*.jpg`` for
     what it matches. An argument that stands for nothing is kept, to be told of as a file that is not there.
+
+    Raises:
+        DataError: a folder cannot be read.
     """
     files: list[str] = []
+    # The methods of a Path raise where a name is too long or a folder above it is closed (before Python 3.14).
     for argument in arguments:
-        path = Path(argument)
-        if argument == STDIN or path.is_file():
+        if argument == STDIN or os.path.isfile(argument):  # noqa: PTH113
             files.append(argument)
-        elif path.is_dir():
-            files += _pictures_below(path) or [argument]
+        elif os.path.isdir(argument):  # noqa: PTH112
+            files += _pictures_below(Path(argument)) or [argument]
         else:
             matches = sorted(map(Path, glob.glob(argument, recursive=True)))  # noqa: PTH207 - patterns may be absolute
             files += [file for match in matches for file in _named_by(match)] or [argument]
@@ -254,11 +267,17 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
 
 
 def _named_by(match: Path) -> list[str]:
-    return _pictures_below(match) if match.is_dir() else [str(match)]
+    return _pictures_below(match) if os.path.isdir(match) else [str(match)]  # noqa: PTH112
 
 
 def _pictures_below(folder: Path) -> list[str]:
-    return [path for path, _ in walk_pictures(folder, set(), Counter())]
+    try:
+        return [path for path, _ in walk_pictures(folder, set(), Counter())]
+    except OSError as error:
+        raise DataError(
+            f"{printable(str(error.filename or folder))}: cannot be read: {error.strerror or error}\n"
+            "make it readable, or name the pictures themselves"
+        ) from error
 
 
 def _image_of(values: object, number: int) -> Image.Image:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 from thumbnet.errors import CheckpointError
 from thumbnet.evaluation.evaluator import Evaluation, Evaluator
-from thumbnet.runs.checkpoint import NewerFormatError, folder_name
 
 LOOK_S = 1.0
 """Seconds between looks at whether the run has ended, so that nobody waits a whole interval for nothing."""
@@ -35,16 +34,9 @@ def watch(
     while True:
         # Asked before looking: whatever the run saved before its end is then seen.
         ended = run.finished or not run.is_training()
-        for step in [step for step in run.checkpoints.steps() if step not in seen]:
-            seen.add(step)
-            try:
-                evaluation = evaluator.evaluate(step)
-            except NewerFormatError:
-                raise
-            except CheckpointError as error:
-                deleted = not (run.checkpoints.folder / folder_name(step)).exists()
-                note(f"step {step}: its checkpoint was deleted before it was read" if deleted else f"warning: {error}")
-                continue
+        new = [step for step in run.checkpoints.steps() if step not in seen]
+        seen.update(new)
+        for evaluation in evaluator.evaluate_each(new, note):
             evaluated += 1
             yield evaluation
         if ended:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from thumbnet.errors import CheckpointError
 from thumbnet.runs.checkpoint import (
@@ -22,9 +21,7 @@ from thumbnet.runs.checkpoint import (
 
 _STEP_FOLDER = re.compile(r"step-(\d{8,18})")
 
-
-def _print_note(text: str) -> None:
-    print(text, file=sys.stderr)
+T = TypeVar("T")
 
 
 class CheckpointStore:
@@ -36,7 +33,7 @@ class CheckpointStore:
         self.keep = keep
 
     def save(
-        self, checkpoint: Checkpoint, metric: float | None = None, *, note: Callable[[str], None] = _print_note
+        self, checkpoint: Checkpoint, metric: float | None = None, *, note: Callable[[str], None] = lambda _: None
     ) -> Path:
         """Save a checkpoint; once it is committed, delete those that are neither among the newest nor the best.
 
@@ -61,33 +58,43 @@ class CheckpointStore:
         metrics = {step: metric for step in self.steps() if (metric := self._metric(step)) is not None}
         return max(metrics, key=lambda step: (metrics[step], -step), default=None)
 
-    def latest(self, note: Callable[[str], None] = _print_note) -> Checkpoint:
-        """Load the newest checkpoint that is whole.
+    def latest(self, note: Callable[[str], None] = lambda _: None) -> Checkpoint:
+        """Load all of the newest checkpoint that is whole; arguments and errors are those of `newest`."""
+        return self.newest(load_checkpoint, note)[1]
+
+    def newest(self, load: Callable[[Path], T], note: Callable[[str], None]) -> tuple[int, T]:
+        """Return the step of the newest checkpoint that can be loaded, and what was loaded.
 
         Args:
-            note: gets a line for each newer one that is damaged or not complete.
+            load: reads what is wanted from a checkpoint's folder; raises `CheckpointError` if it cannot be used.
+            note: gets lines for each newer one that is damaged or not complete; one that a training which goes on
+                deletes meanwhile is passed over.
 
         Raises:
-            CheckpointError: there is none, all are damaged, or one that would be used has a newer format.
+            CheckpointError: there is none, none can be used, or one that would be used has a newer format.
         """
-        folders = self._folders()
-        if not folders:
-            raise CheckpointError(f"{self.folder}: there is no checkpoint yet: start again with a new run")
-        for step in reversed(folders):
+        tried: set[int] = set()
+        # Looked up anew every time: when the one just found is deleted, a newer one was saved before.
+        while untried := [step for step in self._folders() if step not in tried]:
+            step = untried[-1]
+            tried.add(step)
+            path = self._path(step)
             try:
-                checkpoint = load_checkpoint(self._path(step))
-                if checkpoint.step != step:
-                    raise CheckpointError(f"{self._path(step)}: damaged: it holds step {checkpoint.step}, not {step}")
+                if (held := read_manifest(path).step) != step:
+                    raise CheckpointError(f"{path}: damaged: it holds step {held}, not {step}")
+                return step, load(path)
             except NewerFormatError:
                 raise
             except CheckpointError as error:
-                note(f"{error}\nThe checkpoint before step {step} is tried instead")
-            else:
-                return checkpoint
-        raise CheckpointError(
-            f"{self.folder}: none of the {len(folders)} checkpoints can be used, all are damaged or not complete\n"
-            "Restore one from a backup, or start again with a new run"
-        )
+                if path.exists():
+                    older = "\nThe one before it is tried instead" if len(untried) > 1 else ""
+                    note(f"warning: {error}{older}")
+        if tried:
+            raise CheckpointError(
+                f"{self.folder}: none of the {len(tried)} checkpoints can be used, all are damaged or not complete\n"
+                "Restore one from a backup, or start again with a new run"
+            )
+        raise CheckpointError(f"{self.folder}: there is no checkpoint yet: wait for the first, or start a new run")
 
     def path(self, which: Literal["latest", "best"] | int) -> Path:
         """Return the folder of the newest, the best or a given step's checkpoint; its digests are not checked yet.

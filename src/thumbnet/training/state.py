@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thumbnet.config import Recipe, recipe_to_dict
-from thumbnet.engine import device
+from thumbnet.engine import place
 from thumbnet.errors import CheckpointError
 from thumbnet.models import InitializedFromData, build_model
 from thumbnet.runs.checkpoint import Checkpoint, fit_state
@@ -113,7 +113,7 @@ def new_state(
     model = build_model(recipe.model, num_classes=num_classes, crop=recipe.distort.crop, channels=channels)
     if examples is not None and isinstance(model, InitializedFromData):
         model.initialize_from(examples(model.examples_wanted))
-    model = model.to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = place(model)
     return TrainingState(
         model=model,
         optimizer=build_optimizer(model, recipe.optimizer),
