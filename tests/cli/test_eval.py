@@ -250,9 +250,9 @@ def test_when_to_watch(arguments, watching):
         (["--limit", "-5"], "'-5' is not a whole number of 1 or more"),
         (["--num_examples", "many"], "'many' is not a whole number"),
         (["--batch-size", "0"], "'0' is not a whole number"),
-        (["--split", "tset"], "invalid choice: 'tset'"),
-        (["--weights", "best"], "invalid choice: 'best'"),
-        (["--precision", "int8"], "invalid choice: 'int8'"),
+        (["--split", "tset"], "unknown 'tset' - did you mean 'test'?"),
+        (["--weights", "best"], "unknown 'best' - known: average, both, raw"),
+        (["--precision", "int8"], "unknown 'int8' - known: auto, bf16, fp16, fp32"),
         (["--checkpoint", "newest"], "'newest' is none of latest, best, all, and no step"),
         (["--checkpoint", "-1"], "--checkpoint"),
         (["--every", "0"], "'0' is not a duration"),
@@ -296,6 +296,7 @@ def test_checkpoint_folder_cannot_be_watched(make_run, evaluate):
     [
         ([], "there is no checkpoint yet"),
         (["--checkpoint", "best"], "there is no checkpoint yet"),
+        (["--checkpoint", "all"], "there is no checkpoint that can be used"),
         (["--watch"], "the run has ended without a checkpoint"),
     ],
 )
@@ -330,8 +331,31 @@ def test_folder_that_cannot_be_written_fails_before_the_data_is_touched(make_run
     (tmp_path / "file").write_text("in the way")
     code, stdout, stderr = evaluate("--eval-dir", tmp_path / "file" / "results")
     assert (code, stdout, data) == (1, "", [])
-    assert "cannot write the results" in stderr
+    assert f"{tmp_path / 'file' / 'results'}: cannot write" in stderr
     assert "--eval-dir" in stderr
+
+
+def test_tensorboards_folder_that_cannot_be_written_is_named_with_the_flag(make_run, evaluate):
+    run = make_run(10)
+    (run.path / "tensorboard").write_text("in the way")
+    code, stdout, stderr = evaluate("--no-plots")
+    assert (code, stdout) == (1, "")
+    assert f"{run.path / 'tensorboard' / 'eval'}: cannot write" in stderr
+    assert "choose another with --eval-dir" in stderr
+
+
+def test_tensorboards_files_that_are_given_up_are_told_of(make_run, evaluate, monkeypatch):
+    make_run(10)
+
+    def refuse():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(
+        "thumbnet.evaluation.report.add_summaries", lambda evaluation, events, confusion: events.add_values(1, refuse)
+    )
+    code, stdout, stderr = evaluate("--json", "--no-plots")
+    assert (code, json.loads(stdout)["step"]) == (0, 10)
+    assert "TensorBoard's files are not complete: [Errno 28] No space left on device" in stderr
 
 
 def test_figures_are_printed_though_the_disk_is_full(make_run, evaluate, monkeypatch):
@@ -344,6 +368,20 @@ def test_figures_are_printed_though_the_disk_is_full(make_run, evaluate, monkeyp
     code, stdout, stderr = evaluate("--json", "--no-plots")
     assert (code, json.loads(stdout)["step"]) == (1, 10)
     assert "No space left" in stderr
+    assert "To go on: free some space" in stderr
+
+
+def test_every_checkpoint_that_can_be_used(make_run, evaluate):
+    run = make_run(10, 20, 30)
+    file = run.checkpoints.path(20) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    code, stdout, stderr = evaluate("--checkpoint", "all", "--json", "--no-plots")
+    assert (code, [row["step"] for row in json.loads(stdout)]) == (0, [10, 30])
+    assert str(file) in stderr
+    assert [row["step"] for row in json.loads((run.path / "evaluation" / "checkpoints-test.json").read_text())] == [
+        10,
+        30,
+    ]
 
 
 @pytest.fixture

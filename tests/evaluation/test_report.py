@@ -9,7 +9,6 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
-from thumbnet.errors import ThumbnetError
 from thumbnet.evaluation import report
 from thumbnet.monitor.event_file import EventFile
 
@@ -137,12 +136,6 @@ def test_partial_evaluations_do_not_replace_the_whole_one(make_evaluation, make_
         "step-00001000-test.json",
         "step-00001000-val.json",
     ]
-
-
-def test_folder_that_cannot_be_written_is_named(make_evaluation, tmp_path):
-    (tmp_path / "evaluation").write_text("a file in the way")
-    with pytest.raises(ThumbnetError, match=r"evaluation: cannot write(.|\n)*--eval-dir"):
-        report.write_files(make_evaluation(), tmp_path / "evaluation")
 
 
 def test_summaries_are_at_the_step_of_the_checkpoint(make_evaluation, tmp_path):

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
 
+from thumbnet.errors import ThumbnetError
 from thumbnet.models.classic import build_classic
 from thumbnet.monitor.histograms import BINS
 from thumbnet.monitor.tensorboard import ACTIVATION_SAMPLE, Summaries, mosaic, rectified_layers
@@ -41,6 +42,15 @@ def test_scalars_come_back(tmp_path: Path) -> None:
     assert found.Tags()["scalars"] == ["loss/total", "loss/total average"]
     assert [(event.step, event.value) for event in found.Scalars("loss/total")] == [(0, 2.5), (100, 1.5), (200, 0.5)]
     assert summaries.failure is None
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ThumbnetError,
+        match="file/tensorboard: cannot write TensorBoard's files here: Not a directory; --summary-every 0 does",
+    ):
+        Summaries(tmp_path / "file" / "tensorboard")
 
 
 def test_scalars_are_copied_when_given(tmp_path: Path) -> None:

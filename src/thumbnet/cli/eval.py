@@ -8,6 +8,7 @@ import datetime
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,15 +116,18 @@ def run(args: argparse.Namespace) -> int:
     results = args.eval_dir or this_run.path / "evaluation"
     _make_writable(results)
     evaluator = _evaluator(args, this_run, split)
-    with contextlib.closing(_open_events(args.eval_dir or this_run.path / "tensorboard" / "eval")) as events:
+    events_folder = args.eval_dir or this_run.path / "tensorboard" / "eval"
+    with contextlib.closing(_open_events(events_folder)) as events:
         if watching:
             for evaluation in watch(evaluator, every_s=args.every or EVERY_S, note=note):
                 _report(evaluation, args, results, events, watching=True)
         elif which == "all":
-            _report_all([evaluator.evaluate(step) for step in _all_steps(this_run)], args, results, events)
+            _report_all(evaluator.evaluate_all(note), args, results, events)
         else:
             evaluation = evaluator.evaluate_latest(note) if which == "latest" else evaluator.evaluate(which)
             _report(evaluation, args, results, events, watching=False)
+    if events.failure:
+        note(f"warning: {events_folder}: TensorBoard's files are not complete: {events.failure}")
     return 0
 
 
@@ -182,33 +186,28 @@ def _evaluator(args: argparse.Namespace, this_run: Run, split: Split) -> Evaluat
 
 def _make_writable(folder: Path) -> None:
     """Make the folder of the results before any work is done for it."""
-    from thumbnet.evaluation.report import cannot_write
-
-    try:
+    with _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-    except OSError as error:
-        raise cannot_write(folder, error) from error
 
 
 def _open_events(folder: Path) -> EventFile:
-    from thumbnet.evaluation.report import cannot_write
     from thumbnet.monitor.event_file import EventFile
 
-    try:
+    with _writing_to(folder):
         return EventFile(folder)
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Tell of a folder that cannot be written to, and of the flag that chooses another."""
+    from thumbnet.runs.files import write_error
+
+    try:
+        yield
     except OSError as error:
-        raise cannot_write(folder, error) from error
-
-
-def _all_steps(this_run: Run) -> list[int]:
-    from thumbnet.errors import CheckpointError
-
-    steps = this_run.checkpoints.steps()
-    if not steps:
-        raise CheckpointError(f"{this_run.checkpoints.folder}: there is no checkpoint yet")
-    return steps
+        raise write_error(folder, error, flag="--eval-dir") from error
 
 
 def _report_all(evaluations: list[Evaluation], args: argparse.Namespace, folder: Path, events: EventFile) -> None:
@@ -229,7 +228,9 @@ def _report_all(evaluations: list[Evaluation], args: argparse.Namespace, folder:
         contents[f"{stem}.png"] = checkpoints_png(
             evaluations, f"{evaluations[0].run.absolute().name}, every checkpoint"
         )
-    note(f"written: {', '.join(map(str, report.write_contents(contents, folder)))}")
+    with _writing_to(folder):
+        files = report.write_contents(contents, folder)
+    note(f"written: {', '.join(map(str, files))}")
 
 
 def _report(
@@ -248,7 +249,8 @@ def _report(
         print(report.tutorial_line(evaluation, now), flush=True)
     with_plots = not watching if args.plots is None else args.plots
     plots = report.draw_plots(evaluation) if with_plots else {}
-    files = report.write_files(evaluation, folder, plots)
+    with _writing_to(folder):
+        files = report.write_files(evaluation, folder, plots)
     report.add_summaries(evaluation, events, plots.get("confusion"))
     if not watching:
         note(f"written: {', '.join(str(file) for file in files[:1])} and {len(files) - 1} more beside it")

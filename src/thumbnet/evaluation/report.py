@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.errors import ThumbnetError
 from thumbnet.evaluation.metrics import Metrics
 from thumbnet.evaluation.plots import classes_png, confusion_png, reliability_png
 from thumbnet.printing import printable
@@ -196,7 +195,7 @@ def write_files(evaluation: Evaluation, folder: Path, plots: Mapping[str, bytes]
         The files, named by step, examples, and the weights if only one kind was evaluated.
 
     Raises:
-        ThumbnetError: the disk refuses.
+        OSError: the disk refuses.
     """
     names = [folder_name(evaluation.step), *describe_examples(evaluation).split()]
     if len(evaluation.metrics) == 1:
@@ -214,14 +213,11 @@ def write_contents(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
     """Write files by name into a folder, made if missing, and return their paths.
 
     Raises:
-        ThumbnetError: the disk refuses.
+        OSError: the disk refuses.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            replace_file(folder / name, content)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        replace_file(folder / name, content)
     return [folder / name for name in contents]
 
 
@@ -256,11 +252,3 @@ def add_summaries(evaluation: Evaluation, events: EventFile, confusion: bytes | 
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=confusion)
         values.append(Summary.Value(tag=f"confusion/{examples}", image=image))
     events.add_values(evaluation.step, lambda: values)
-
-
-def cannot_write(folder: Path, error: OSError) -> ThumbnetError:
-    """Return the error to raise when results cannot be written."""
-    return ThumbnetError(
-        f"{folder}: cannot write the results of the evaluation: {error}\n"
-        "make room there or make it writable, or choose another folder with --eval-dir"
-    )

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thumbnet.errors import ThumbnetError
-
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -33,7 +31,7 @@ class EventFile:
         purge_step: hide what earlier files of the folder say of this step and later ones; None hides nothing.
 
     Raises:
-        ThumbnetError: the file cannot be created.
+        OSError: the file cannot be created.
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
@@ -44,14 +42,9 @@ class EventFile:
         # TensorBoard reads the files in the order of their names, so these start with the time; the counter keeps two
         # files of one process and second apart.
         stem = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.path = next(path for i in itertools.count() if not (path := folder / f"{stem}.{i}").exists())
-            self._file = self.path.open("xb")
-        except OSError as error:
-            raise ThumbnetError(
-                f"{folder}: cannot write TensorBoard's files here: {error.strerror}; --summary-every 0 does without"
-            ) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = next(path for i in itertools.count() if not (path := folder / f"{stem}.{i}").exists())
+        self._file = self.path.open("xb")
         self._records = RecordWriter(self._file)
         self._event_class = Event
         self.failure: OSError | None = None

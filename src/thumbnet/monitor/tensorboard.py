@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thumbnet.errors import ThumbnetError
 from thumbnet.models.layers import SameMaxPool
 from thumbnet.monitor.event_file import EventFile
 from thumbnet.monitor.graph import ACTIVATION_FUNCTIONS, graph_def
@@ -51,7 +52,12 @@ class Summaries:
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
-        self._events = EventFile(folder, purge_step=purge_step)
+        try:
+            self._events = EventFile(folder, purge_step=purge_step)
+        except OSError as error:
+            raise ThumbnetError(
+                f"{folder}: cannot write TensorBoard's files here: {error.strerror}; --summary-every 0 does without"
+            ) from error
         self._events.add_values(0, lambda: [_layout_value(_CHARTS)])
 
     @property

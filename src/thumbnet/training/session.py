@@ -31,7 +31,8 @@ from thumbnet.input.distort import draw, prepare
 from thumbnet.models import build_model
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.event_file import EventFile
-from thumbnet.runs.facts import check_facts, read_facts, write_facts
+from thumbnet.runs.facts import read_facts, write_facts
+from thumbnet.runs.files import write_error
 from thumbnet.runs.run import Run
 from thumbnet.training.adapt import fit_to_examples
 from thumbnet.training.loop import Outcome, Training, length_of
@@ -39,7 +40,7 @@ from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.state import new_state
 
 # What a resumed training may change: how long it goes on, what it writes, and where its pictures are, which must be the
-# same ones (`check_facts`); never what a step computes.
+# same ones (`facts.check_facts`); never what a step computes.
 RESUMABLE = (
     "train.steps",
     "train.epochs",
@@ -185,7 +186,6 @@ def open_training(run: Run, splits: Splits, console: Console, *, resume: bool, r
         examples=None if resume or replicas.rank else examples,
     )
     if resume and not replicas.rank:
-        check_facts(run.path, splits)
         checkpoint = run.checkpoints.latest(note=console.note)
         _refuse_changes(run, checkpoint.info["recipe"], run.recipe)
         state.restore(checkpoint, str(run.path))
@@ -215,7 +215,7 @@ def conclude(
         start_seconds: seconds from the start of the process to the first step.
         look_at_test: False while recipes are compared, which is what the validation split is for.
     """
-    run, test, leads = training.run, training.splits.test, training.replicas.rank == 0
+    run, test = training.run, training.splits.test
     result: dict[str, Any] = {
         "run": str(run.path),
         "preset": run.recipe.preset,
@@ -229,6 +229,7 @@ def conclude(
         "precision": training.precision.name,
         "replicas": training.replicas.count,
     }
+    evaluation = None
     if test is not None and look_at_test:
         started = time.perf_counter()
         evaluation = evaluate_test(training, test)
@@ -236,16 +237,40 @@ def conclude(
         result["test"] = {name: summary_of(values) for name, values in evaluation.metrics.items()}
         for name, accuracy in evaluation.view_accuracy.items():
             result["test"][name]["view_accuracy"] = accuracy
-        if leads:
-            write_files(evaluation, run.path / "evaluation", draw_plots(evaluation))
-            with contextlib.closing(EventFile(run.path / "tensorboard" / "eval")) as events:
-                add_summaries(evaluation, events)
-    if not leads:
-        return result
-    curves = training_png(run.read_metrics(), f"{run.path.name}: training")
-    write_contents({"training.png": curves}, run.path / "evaluation")
-    run.finish(result)
+    if training.replicas.rank == 0:
+        _write_evaluation(run, evaluation, training.console.note)
+        run.finish(result)
     return result
+
+
+def _write_evaluation(run: Run, evaluation: Evaluation | None, note: Callable[[str], None]) -> None:
+    """Write the curves of a training and, if it took its look at the test set, what that showed.
+
+    Raises:
+        ThumbnetError: the disk is full or refuses.
+    """
+    folder = run.path / "evaluation"
+    curves = training_png(run.read_metrics(), f"{run.path.name}: training")
+    try:
+        write_contents({"training.png": curves}, folder)
+        if evaluation is not None:
+            write_files(evaluation, folder, draw_plots(evaluation))
+    except OSError as error:
+        raise write_error(folder, error) from error
+    if evaluation is not None:
+        _show_in_tensorboard(evaluation, run.path / "tensorboard" / "eval", note)
+
+
+def _show_in_tensorboard(evaluation: Evaluation, folder: Path, note: Callable[[str], None]) -> None:
+    """Write TensorBoard's copy of the figures; a training that is done does not fail for want of it."""
+    try:
+        with contextlib.closing(EventFile(folder)) as events:
+            add_summaries(evaluation, events)
+        failure = events.failure
+    except OSError as error:
+        failure = error
+    if failure:
+        note(f"warning: {folder}: TensorBoard's files are not complete: {failure}")
 
 
 def evaluate_test(training: Training, test: ImageDataset) -> Evaluation:
