@@ -20,7 +20,6 @@ from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
 from thumbnet.data import lasting_name
 from thumbnet.data.dataset import ImageDataset, Splits
 from thumbnet.distributed.replicas import ALONE, Replicas
-from thumbnet.distributed.transfer import pack_checkpoint, unpack_checkpoint
 from thumbnet.errors import UsageError
 from thumbnet.evaluation.curves import training_png
 from thumbnet.evaluation.evaluate import evaluate_views
@@ -34,6 +33,7 @@ from thumbnet.monitor.event_file import EventFile
 from thumbnet.runs.facts import read_facts, write_facts
 from thumbnet.runs.files import write_error
 from thumbnet.runs.run import Run
+from thumbnet.runs.transfer import pack_checkpoint, unpack_checkpoint
 from thumbnet.training.adapt import fit_to_examples
 from thumbnet.training.loop import Outcome, Training, length_of
 from thumbnet.training.optimizers import build_optimizer
