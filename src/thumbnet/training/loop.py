@@ -147,25 +147,7 @@ class Training:
                     self.run.checkpoints.save(state.capture(recipe), note=self.console.note)
                 self._keep()
                 on_first_step()
-                self._clock.start()
-                self._window.restart(wait_s=batches.wait_s)
-                stopped = None
-                while self._done() < 1 and not (stopped := self.team.stop(stop.requested)):
-                    if self._narrator:
-                        self._narrator.before_step()
-                    batch = next(batches)
-                    rate = self._set_rate()
-                    with self._watched(batch) as before_update:
-                        result = train_step(
-                            state,
-                            batch,
-                            check=self._check,
-                            precision=self.precision,
-                            label_smoothing=recipe.train.label_smoothing,
-                            before_update=before_update,
-                            team=self.team,
-                        )
-                    self._after_step(result, rate, self.team.waited(batches.wait_s))
+                stopped_by = self._take_steps(batches, stop)
                 self._save_unless_saved()
                 if self._narrator:
                     self._narrator.conclude(finished=self._done() == 1)
@@ -186,8 +168,32 @@ class Training:
             train_seconds=state.train_s,
             images_per_second=(state.step - first_step) * recipe.input.batch_size / session_s,
             wait_fraction=wait_s / session_s,
-            stopped_by=stopped if self._done() < 1 else None,
+            stopped_by=stopped_by,
         )
+
+    def _take_steps(self, batches: TrainingInput, stop: StopSignal) -> int | None:
+        """Train to the end, or until a stop is requested; return the signal that did."""
+        self._clock.start()
+        self._window.restart(wait_s=batches.wait_s)
+        while self._done() < 1:
+            if stopped_by := self.team.stop(stop.requested):
+                return stopped_by
+            if self._narrator:
+                self._narrator.before_step()
+            batch = next(batches)
+            rate = self._set_rate()
+            with self._watched(batch) as before_update:
+                result = train_step(
+                    self.state,
+                    batch,
+                    check=self._check,
+                    precision=self.precision,
+                    label_smoothing=self.recipe.train.label_smoothing,
+                    before_update=before_update,
+                    team=self.team,
+                )
+            self._after_step(result, rate, self.team.waited(batches.wait_s))
+        return None
 
     def _done(self) -> float:
         """Return the share of the training that is done."""
