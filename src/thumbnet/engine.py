@@ -1,4 +1,7 @@
-"""What the machine decides: threads, arithmetic, allocator. `thumbnet doctor` prints what was chosen and why."""
+"""What the machine decides: threads, arithmetic, allocator. `thumbnet doctor` prints what was chosen and why.
+
+PyTorch is imported only by what needs it: cores and instruction sets are asked for without it, too.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,35 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from thumbnet.config import PrecisionName
 from thumbnet.errors import UsageError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-# Instruction sets that ONEDNN_MAX_CPU_ISA can cap oneDNN to and that lack bf16 arithmetic, and the architecture level
-# that a compiler knows them by.
-ISA_WITHOUT_BF16 = {
+# Caps on oneDNN (ONEDNN_MAX_CPU_ISA) that leave out AMX, and the architecture level that a compiler knows them by.
+LEVEL_OF_CAP = {
     "SSE41": "x86-64-v2",
     "AVX": "x86-64-v2",
     "AVX2": "x86-64-v3",
     "AVX2_VNNI": "x86-64-v3",
+    "AVX2_VNNI_2": "x86-64-v3",
     "AVX512_CORE": "x86-64-v4",
     "AVX512_CORE_VNNI": "x86-64-v4",
+    "AVX512_CORE_BF16": "x86-64-v4",
+    "AVX512_CORE_FP16": "x86-64-v4",
+    "AVX10_1_512": "x86-64-v4",
 }
+CAPS_WITH_BF16 = frozenset({"AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"})
+
+# What the levels ask of a processor, in the kernel's names (System V ABI for AMD64, "micro-architecture levels").
+_V2 = frozenset({"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"})
+_V3 = _V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+LEVELS = {"x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +61,31 @@ class Precision:
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Run convolutions and matrix products in this arithmetic; weights stay float32."""
-        with torch.autocast(device().type, dtype=DTYPES[self.name], enabled=self.name != "fp32"):
+        import torch
+
+        with torch.autocast(device().type, dtype=dtype_of(self.name), enabled=self.name != "fp32"):
             yield
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the type of numbers of fp32, bf16 or fp16."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def device() -> torch.device:
     """Return the accelerator where there is one, else the CPU."""
+    import torch
+
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.device("cpu")
 
 
 def place(model: nn.Module) -> nn.Module:
     """Return a network, moved to that device and into the memory layout that its convolutions are fastest in."""
+    import torch
+
     return model.to(device=device(), memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -74,15 +100,17 @@ def resolve_precision(requested: PrecisionName = "auto") -> Precision:
     if requested != "auto":
         return Precision(name=requested, why="asked for")
     if device().type == "cuda":
+        import torch
+
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return Precision(name="bf16" if fast else "fp32", why="the GPU " + ("has" if fast else "lacks") + " bf16")
     if device().type != "cpu":
         return Precision(name="fp32", why=f"bf16 has not been measured on {device().type}")
     cap = isa_cap()
-    if cap in ISA_WITHOUT_BF16:
+    if cap in LEVEL_OF_CAP and cap not in CAPS_WITH_BF16:
         return Precision(name="fp32", why=f"ONEDNN_MAX_CPU_ISA={cap} has no bf16")
     features = cpu_features()
-    if "amx_bf16" in features:
+    if "amx_bf16" in features and cap not in LEVEL_OF_CAP:
         return Precision(name="bf16", why="the processor has AMX bf16 matrix units")
     if "avx512_bf16" in features:
         return Precision(name="bf16", why="the processor has AVX-512 bf16 instructions")
@@ -92,6 +120,11 @@ def resolve_precision(requested: PrecisionName = "auto") -> Precision:
 def isa_cap() -> str:
     """Return the instruction set that the user holds oneDNN to, such as AVX2; empty for no such cap."""
     return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+
+
+def has_level(level: str) -> bool:
+    """Tell whether the processor has all that an architecture level, such as x86-64-v3, asks for."""
+    return LEVELS[level] <= cpu_flags()
 
 
 def cpu_flags() -> frozenset[str]:
@@ -135,6 +168,8 @@ def prepare(threads: int | None = None) -> None:
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}: it must be at least 1")
+    import torch
+
     torch.set_num_threads(threads or usable_cores())
     _keep_freed_memory()
 

@@ -11,6 +11,7 @@ from thumbnet.cli import bench, bench_machine
 from thumbnet.cli.flags import Parser
 from thumbnet.config import load_preset
 from thumbnet.errors import ThumbnetError, UsageError
+from thumbnet.models.grid import amx_ready
 from thumbnet.training import measure
 
 MACHINE = {
@@ -134,9 +135,32 @@ def test_the_instruction_set_reaches_the_steps(
 ) -> None:
     for name in bench_machine.INSTRUCTION_SETS["avx2"]:
         monkeypatch.setenv(name, "")  # put back at the end, whatever happens inside
+    monkeypatch.setattr(engine, "cpu_flags", lambda: engine.LEVELS["x86-64-v3"])
     assert run("machine", "--isa", "avx2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["isa"] == "avx2"
     assert (os.environ["ONEDNN_MAX_CPU_ISA"], os.environ["ATEN_CPU_CAPABILITY"]) == ("AVX2", "avx2")
+
+
+def test_instructions_that_the_processor_lacks_are_refused(
+    quick_measures: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "cpu_flags", lambda: engine.LEVELS["x86-64-v3"])
+    with pytest.raises(UsageError, match=r"--isa avx512: this processor, .*, has no such instructions"):
+        run("machine", "--isa", "avx512")
+    assert not quick_measures
+
+
+def test_processes_are_held_back_before_pytorch_is_loaded() -> None:
+    program = """
+import os, sys
+from thumbnet import engine
+from thumbnet.cli.bench_machine import hold_back
+engine.cpu_flags = lambda: engine.LEVELS["x86-64-v3"]
+hold_back("avx2")
+print(os.environ["ATEN_CPU_CAPABILITY"], "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "avx2 False\n"
 
 
 def test_a_step_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +206,7 @@ print(describe_machine(None)["amx_kernels"], library.load_library().handle is no
 """
 
 
-@pytest.mark.skipif("avx2" not in engine.cpu_flags(), reason="the processor has no AVX2 to be held to")
+@pytest.mark.skipif(not engine.has_level("x86-64-v3"), reason="the processor has no AVX2 to be held to")
 def test_under_a_cap_to_avx2_nothing_newer_is_used(tmp_path: Path) -> None:
     environment = os.environ | bench_machine.INSTRUCTION_SETS["avx2"] | {"XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", CAPPED], env=environment, capture_output=True, text=True, check=False)
@@ -193,3 +217,19 @@ def test_under_a_cap_to_avx2_nothing_newer_is_used(tmp_path: Path) -> None:
 def test_a_step_that_cannot_be_measured_is_told() -> None:
     with pytest.raises(ThumbnetError, match="measuring the step of nothing ended with 2"):
         bench_machine.step_apart("nothing", 0.1, kernels=True)
+
+
+BELOW_AMX = """
+from thumbnet.models.grid import amx_ready
+from thumbnet.kernels import load_library
+print(load_library().handle is not None, amx_ready())
+"""
+
+
+@pytest.mark.skipif(not amx_ready(), reason="there is no AMX to be held from")
+def test_under_a_cap_below_amx_it_is_not_used(tmp_path: Path) -> None:
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", BELOW_AMX], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True False\n"

@@ -1,5 +1,7 @@
+import errno
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from thumbnet import engine
 from thumbnet.data import decode_pool
 from thumbnet.data.decode_pool import CHUNK_PICTURES, decode_all
 from thumbnet.data.decode_worker import DIGEST_BYTES, Decoder, Job, record_layout
@@ -49,7 +52,7 @@ def test_records_labels_digests_and_bad_files(
     processes: int, job: Job, pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(decode_pool, "WORTH_A_PROCESS", COUNT // processes)
-    monkeypatch.setattr(decode_pool, "_usable_cores", lambda: processes)
+    monkeypatch.setattr(engine, "usable_cores", lambda: processes)
     done: list[int] = []
     bad = decode_all(job, chunk_of_all(), lambda chunk: done.append(len(chunk)))
     assert sum(done) == COUNT
@@ -74,7 +77,7 @@ def test_the_same_pixels_have_the_same_digest_whatever_the_label(job: Job, tmp_p
 
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_pool, "WORTH_A_PROCESS", 1)
-    monkeypatch.setattr(decode_pool, "_usable_cores", lambda: 2)
+    monkeypatch.setattr(engine, "usable_cores", lambda: 2)
 
 
 FATAL = """
@@ -141,6 +144,30 @@ def test_an_error_stops_the_other_processes(job: Job, monkeypatch: pytest.Monkey
         decode_all(job, chunk_of_all(), interrupted)
     assert started
     assert all(process.poll() is not None for process in started)
+
+
+def test_an_error_of_one_worker_stops_the_others(job: Job, monkeypatch: pytest.MonkeyPatch):
+    two_processes(monkeypatch)
+    monkeypatch.setattr(decode_pool, "CHUNK_PICTURES", 1)
+    failed = threading.Event()
+    decoded: list[str] = []
+
+    class Worker(decode_pool._Worker):
+        def decode(self, chunk):
+            name = chunk[0][2]
+            if name == "1.bmp":
+                failed.set()
+                raise OSError(errno.ENOSPC, "full")
+            if name == "0.bmp":  # the second picture is the other worker's, whom nobody waits for yet
+                failed.wait(60)
+            time.sleep(0.01)
+            decoded.append(name)
+            return []
+
+    monkeypatch.setattr(decode_pool, "_Worker", Worker)
+    with pytest.raises(OSError, match="full"):
+        decode_all(job, chunk_of_all(), lambda _: None)
+    assert len(decoded) < COUNT - 1
 
 
 def test_a_worker_ends_with_the_process_that_feeds_it(job: Job):

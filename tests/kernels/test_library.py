@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from thumbnet import engine
 from thumbnet.engine import cpu_flags
 from thumbnet.kernels import library
 
@@ -47,9 +48,9 @@ def test_everything_works_without(environment: dict[str, str], why: str, tmp_pat
 
 
 def test_a_compiler_that_fails_is_reported_not_raised(tmp_path: Path) -> None:
-    fake = tmp_path / "bin" / "cc"
+    fake = tmp_path / "bin" / "gcc"
     fake.parent.mkdir()
-    fake.write_text("#!/bin/sh\necho 'cc: out of order' >&2\nexit 1\n")
+    fake.write_text("#!/bin/sh\necho 'gcc: out of order' >&2\nexit 1\n")
     fake.chmod(0o755)
     (first, _) = run(tmp_path, PATH=f"{fake.parent}:/usr/bin:/bin")
     assert first.startswith("False")
@@ -105,6 +106,45 @@ for build in forms:
         for own, plain in zip(*results):
             torch.testing.assert_close(own, plain, rtol=2e-5, atol=2e-6)
 """
+
+
+AVX2 = engine.LEVELS["x86-64-v3"]
+AMX = engine.LEVELS["x86-64-v4"] | {"avx512_bf16", "amx_bf16"}
+
+
+@pytest.mark.parametrize(
+    ("isa", "flags", "march"),
+    [
+        ("", AMX, "native"),
+        ("AVX2", AMX, "x86-64-v3"),
+        ("AVX512_CORE", AMX, "x86-64-v4"),
+        ("avx512_core_bf16", AMX, "x86-64-v4"),  # which has no AMX
+        ("AVX512_CORE_FP16", AMX, "x86-64-v4"),
+        ("AVX512_CORE_AMX", AMX, "native"),
+        # A cap is a ceiling: the processor may have less.
+        ("AVX512_CORE", AVX2, "native"),
+        ("AVX2", AVX2 - {"fma"}, "native"),
+        ("AVX2", frozenset(), "native"),  # where it is not told
+    ],
+)
+def test_a_cap_is_a_ceiling(isa: str, flags: frozenset[str], march: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    monkeypatch.setattr(engine, "cpu_flags", lambda: flags)
+    assert library.compiler_flags()[0] == f"-march={march}"
+
+
+@pytest.mark.parametrize(("machine", "width"), [("x86_64", True), ("AMD64", True), ("aarch64", False)])
+def test_other_processors_get_no_option_of_x86(machine: str, width: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert ("-mprefer-vector-width=512" in library.compiler_flags()) == width
+
+
+def test_only_gcc_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, found in (("clang", None), ("cc", None), ("gcc", str(tmp_path / "gcc"))):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+        assert library.find_compiler() == found
 
 
 @pytest.mark.parametrize(("isa", "flag", "march"), [("AVX2", "avx2", "v3"), ("AVX512_CORE", "avx512f", "v4")])

@@ -80,8 +80,7 @@ def run_machine(args: argparse.Namespace) -> int:
     if args.out is not None:
         make_writable(args.out)
     if args.isa:
-        # PyTorch reads these when it is loaded, which it is not yet; the steps' processes inherit them.
-        os.environ.update(INSTRUCTION_SETS[args.isa])
+        hold_back(args.isa)
     result = measure_machine(args.seconds) | {"isa": args.isa}
     lines = machine_table(result)
     # They tell where things are on this machine, which is nobody else's business.
@@ -91,6 +90,21 @@ def run_machine(args: argparse.Namespace) -> int:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result) if args.json else "\n".join(lines))
     return 0
+
+
+def hold_back(isa: str) -> None:
+    """Hold this process, which has not loaded PyTorch yet, and those that it starts to an instruction set.
+
+    Raises:
+        UsageError: the processor lacks it.
+    """
+    from thumbnet import engine
+    from thumbnet.errors import UsageError
+
+    held = INSTRUCTION_SETS[isa]
+    if not engine.has_level(engine.LEVEL_OF_CAP[held["ONEDNN_MAX_CPU_ISA"]]):
+        raise UsageError(f"--isa {isa}: this processor, {engine.cpu_name()}, has no such instructions; leave it out")
+    os.environ.update(held)
 
 
 def measure_machine(seconds: float) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
         f"precision  {machine['precision']}: {machine['why']}",
         f"kernels    {'C' if machine['kernels'] else 'plain PyTorch'}: {machine['kernels_why']}",
         *(f"           {line}" for line in _kernel_uses(machine)),
-        f"compiler   {machine['compiler'] or 'none: cc, gcc or clang would compile the kernels'}",
+        f"compiler   {machine['compiler'] or 'none: gcc would compile the kernels'}",
         f"timm       {machine['timm'] or 'not installed; for --model timm/NAME: pip install thumbnet[timm]'}",
         f"data       {machine['cache']}",
     ]

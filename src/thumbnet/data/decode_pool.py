@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 import thumbnet
+from thumbnet import engine
 from thumbnet.data.decode_worker import READY, Bad, Chunk, Decoder, Job, job_line
 from thumbnet.errors import DataError
 
@@ -39,7 +40,7 @@ def decode_all(job: Job, pictures: Chunk, done: Callable[[Chunk], None]) -> Bad:
         DataError: no process can be started.
     """
     chunks = [pictures[start : start + CHUNK_PICTURES] for start in range(0, len(pictures), CHUNK_PICTURES)]
-    processes = min(_usable_cores(), len(pictures) // WORTH_A_PROCESS)
+    processes = min(engine.usable_cores(), len(pictures) // WORTH_A_PROCESS)
     bad: Bad = []
     if processes < 2:
         with Decoder(job) as decoder:
@@ -51,30 +52,29 @@ def decode_all(job: Job, pictures: Chunk, done: Callable[[Chunk], None]) -> Bad:
     return sorted(bad)
 
 
-def _usable_cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _in_processes(job: Job, chunks: Sequence[Chunk], processes: int, bad: Bad, done: Callable[[Chunk], None]) -> None:
     """Decode chunks in several processes, each fed by a thread; adds to `bad`."""
     rest = iter(chunks)
     turn, stopped = threading.Lock(), threading.Event()
 
     def feed() -> None:
-        with _Worker(job) as worker:
-            for chunk in _shared(rest, turn, stopped):
-                failed = worker.decode(chunk)
-                with turn:
-                    bad.extend(failed)
-                    done(chunk)
+        try:
+            with _Worker(job) as worker:
+                for chunk in _shared(rest, turn, stopped):
+                    failed = worker.decode(chunk)
+                    with turn:
+                        bad.extend(failed)
+                        done(chunk)
+        except BaseException:
+            stopped.set()  # the other threads finish their chunk, and no more
+            raise
 
     with ThreadPoolExecutor(processes, thread_name_prefix="thumbnet-decode") as pool:
         try:
             for future in [pool.submit(feed) for _ in range(processes)]:
                 future.result()
         finally:
-            stopped.set()  # an error, or Ctrl-C: the other threads finish their chunk, and no more
+            stopped.set()  # Ctrl-C
 
 
 def _shared(rest: Iterator[Chunk], turn: threading.Lock, stopped: threading.Event) -> Iterator[Chunk]:

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef uint16_t bfloat16;
+#include "bfloat16.h"
 
 static long rounded_up(long value, long step) { return (value + step - 1) / step * step; }
 

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,14 +17,13 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from thumbnet.engine import ISA_WITHOUT_BF16, cpu_flags, cpu_name, isa_cap
+from thumbnet.engine import LEVEL_OF_CAP, cpu_flags, cpu_name, has_level, isa_cap
 
 SOURCES = ("pool_norm.c", "speed_net.c", "local.c")
-HEADERS = ("pool_norm.h", "amx.h")
+HEADERS = ("pool_norm.h", "amx.h", "bfloat16.h")
 FLAGS = (
     "-std=c11",
     "-O3",
-    "-mprefer-vector-width=512",
     "-fopenmp",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -75,7 +75,7 @@ def load_library() -> Library:
     if not path.exists():
         compiler = find_compiler()
         if compiler is None:
-            return Library(handle=None, why="no C compiler (cc, gcc or clang) was found")
+            return Library(handle=None, why="no C compiler (gcc) was found")
         reason = _compile([compiler, *flags], [folder / source for source in SOURCES], path, openmp)
         if reason:
             return Library(handle=None, why=reason)
@@ -86,13 +86,23 @@ def load_library() -> Library:
 
 
 def find_compiler() -> str | None:
-    """Return the C compiler's path, or None where there is none."""
-    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    """Return the C compiler's path, or None where there is none.
+
+    It has to be GCC: what clang compiles calls an OpenMP runtime of its own (`__kmpc_barrier`), PyTorch brings GCC's.
+    """
+    return shutil.which("gcc")
 
 
 def compiler_flags() -> tuple[str, ...]:
-    """Return what the kernels are compiled with; a cap on oneDNN's instruction sets holds for them, too."""
-    return (f"-march={ISA_WITHOUT_BF16.get(isa_cap(), 'native')}", *FLAGS)
+    """Return what the kernels are compiled with; a cap on oneDNN's instruction sets holds for them, too.
+
+    It is a ceiling: where the processor does not reach it, they are compiled for the processor.
+    """
+    level = LEVEL_OF_CAP.get(isa_cap())
+    march = level if level is not None and has_level(level) else "native"
+    # Compilers for other processors refuse this option.
+    width = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
+    return (f"-march={march}", *width, *FLAGS)
 
 
 def _compile(command: list[str], sources: list[Path], path: Path, openmp: str) -> str:

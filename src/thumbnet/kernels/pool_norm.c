@@ -8,6 +8,8 @@
 #include <immintrin.h>
 #endif
 
+#include "bfloat16.h"
+
 #define MAX_CHANNELS 1024
 #define MAX_RADIUS 16
 
@@ -48,23 +50,6 @@ static inline void band_sum(const float* restrict values, float* restrict sums, 
         sums[c] = values[c];
         for (long d = 1; d <= 2 * radius; d++) sums[c] += values[c + d];
     }
-}
-
-typedef uint16_t bfloat16;
-
-static inline float float_of(bfloat16 value) {
-    uint32_t bits = (uint32_t)value << 16;
-    float result;
-    memcpy(&result, &bits, 4);
-    return result;
-}
-
-/* Rounds to nearest, ties to even. A NaN's payload may not round up into infinity, so NaN becomes the quiet NaN. */
-static inline bfloat16 bfloat16_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
-    return (bfloat16)(value != value ? 0x7fc0u : rounded);
 }
 
 #define VALUE float

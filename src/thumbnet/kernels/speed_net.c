@@ -39,12 +39,6 @@ static long larger(long a, long b) { return a > b ? a : b; }
 /* Asks the kernel for the tile registers (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); returns 1 when they may be used. */
 int amx_ready(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
-static inline bfloat16 rounded(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return (bfloat16)(value != value ? 0x7fc0u : (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
-}
-
 static void zero_pads(bfloat16* image, long height, long width, long channels) {
     long row = width + 1;
     for (long y = 0; y < height; y++) memset(image + (y * row + width) * channels, 0, (size_t)channels * 2);
@@ -121,7 +115,7 @@ void conv3x3_pack_fp32(const float* weights, bfloat16* packed, long ci, long ci_
                     long output = panel * 32 + o;
                     long out = transposed ? i : output, in = transposed ? output : i, at = transposed ? 8 - tap : tap;
                     float weight = in < ci_stored ? weights[(out * 9 + at) * ci_stored + in] : 0.0f;
-                    to[o / 16 * 512 + o % 16 * 2] = rounded(weight);
+                    to[o / 16 * 512 + o % 16 * 2] = bfloat16_of(weight);
                 }
             }
         }

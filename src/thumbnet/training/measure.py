@@ -65,7 +65,7 @@ def matmul_tflops(precision: str, *, seconds: float) -> float:
         precision: fp32, bf16 or fp16, of the factors.
         seconds: how long to go on.
     """
-    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(device=engine.device(), dtype=engine.DTYPES[precision])
+    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(device=engine.device(), dtype=engine.dtype_of(precision))
 
     def product() -> None:
         (matrix @ matrix)[0, 0].item()
