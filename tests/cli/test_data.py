@@ -132,6 +132,29 @@ def test_show_draws_shapes_with_any_preset(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "shapes-mosaic.png").stat().st_size > 1000
 
 
+def test_show_draws_own_pictures_of_any_size_by_any_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for number in range(3):
+            image = Image.fromarray(rng.integers(0, 256, (50, 60, 3), dtype=np.uint8))
+            image.save(tmp_path / "own" / name / f"{number}.png")
+    recipe, pictures = tmp_path / "mine.toml", str(tmp_path / "own")
+    recipe.write_text(f'[data]\nname = "{pictures}"\nimage_size = 40\n[distort]\ncrop = 36\n[train]\nsteps = 1\n')
+    own, by_recipe = ["--data", pictures], ["--recipe", str(recipe)]
+    widths = []
+    for arguments in (own, [*own, "--image-size", "44"], by_recipe, [*by_recipe, "--image-size", "45"]):
+        out = tmp_path / "shown.png"
+        where = ["--data-dir", str(tmp_path / "cache"), "--out", str(out)]
+        assert main(["data", "show", *arguments, *where, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["preset"] == ("mine" if "--recipe" in arguments else "classic")
+        with Image.open(out) as picture:
+            tile = np.asarray(picture)[112:208, 204:300]
+        widths.append(int((tile != tile[0, 0]).any(axis=(0, 2)).sum()))
+    assert widths == [3 * 32, 2 * 44, 2 * 40, 2 * 45]  # enlarged by whole numbers, on the colour of the page
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -146,6 +169,9 @@ def test_show_draws_shapes_with_any_preset(tmp_path: Path, monkeypatch: pytest.M
         (["show", "--count", "201"], "at most 200 samples"),
         (["show", "--seed", "-1"], "--seed is -1"),
         (["show", "--cuont", "3"], "--count"),
+        (["show", "--data", "shapes", "--image-size", "48"], "--image-size 48: the pictures of shapes are 32x32"),
+        (["show", "--recipe", "nowhere.toml"], "nowhere.toml: cannot read this recipe"),
+        (["show", "--recipe", "mine.toml", "--preset", "quick"], "not allowed with argument"),
         (["shwo"], "show"),
         ([], "ACTION"),
     ],

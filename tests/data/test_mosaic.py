@@ -72,6 +72,23 @@ def test_pictures_of_other_sizes_are_drawn(side: int, channels: int, crop: int):
     assert len(np.unique(np.asarray(page)[112:208, 204:300])) > 100
 
 
+def test_larger_pictures_are_shrunk_into_their_tiles():
+    large, small = (
+        np.asarray(
+            draw_mosaic(dataset_of([0], 1, side=side), DistortConfig(crop=crop), np.array([0]), seed=0, title="t")
+        )
+        for side, crop in ((200, 150), (32, 24))
+    )
+    assert large.shape == small.shape
+    outside = np.ones(large.shape[:2], np.bool_)
+    for tile in range(7):
+        left = 28 + 176 + (tile > 0) * (TILE + 3 * 8) + max(tile - 1, 0) * (TILE + 8)
+        outside[112 : 112 + TILE, left : left + TILE] = False
+        assert len(np.unique(large[112 : 112 + TILE, left : left + TILE])) > 100
+    outside[:112] = False  # the heading names the size of the crop
+    assert np.array_equal(large[outside], small[outside])
+
+
 def test_a_crop_that_does_not_fit_is_refused():
     dataset = dataset_of([0], 1, side=8)
     with pytest.raises(UsageError, match="crop"):

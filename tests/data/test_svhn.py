@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from thumbnet.cli.main import main
 from thumbnet.config import DataConfig
-from thumbnet.data import known_class_names, load_splits, svhn
+from thumbnet.data import known_class_names, load_splits, svhn, verify
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.description import Archive, Limits
 from thumbnet.data.svhn import CLASS_NAMES, DigitSet, MatFile, digit_sets, find_or_convert, load_svhn, read_mat
@@ -97,6 +97,32 @@ def test_the_records_are_enough_the_second_time(published: Digits, at_hand: Path
     monkeypatch.setattr(svhn, "read_mat", lambda *_: pytest.fail("converted again"))
     check(published.load(at_hand)[0], published, "train")
     check(published.load(at_hand / "svhn")[0], published, "train")
+
+
+def test_what_is_converted_is_not_written_to(published: Digits, at_hand: Path):
+    published.load(at_hand)
+    (at_hand / "svhn" / ".lock").unlink()
+    before = sorted((at_hand / "svhn").iterdir())
+    check(published.load(at_hand)[0], published, "train")
+    assert sorted((at_hand / "svhn").iterdir()) == before
+
+
+def test_records_of_another_set_are_checked_before_more_are_added(published: Digits, at_hand: Path):
+    published.load(at_hand)
+    path = at_hand / "svhn" / "train_32x32.bin"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"train_32x32\.bin: SHA256 is not"):
+        published.load(at_hand, "svhn-extra")
+    check(published.load(at_hand, "svhn-extra", repair=True)[0], published, "train", "extra")
+
+
+def test_files_that_two_sets_share_are_hashed_once(published: Digits, at_hand: Path, monkeypatch: pytest.MonkeyPatch):
+    published.load(at_hand, "svhn-extra")
+    published.load(at_hand, "svhn")
+    monkeypatch.setattr(verify, "file_matches", lambda *_: pytest.fail("hashed again"))
+    published.load(at_hand, "svhn-extra")
 
 
 def test_the_files_may_lie_in_the_folder_of_the_cache(published: Digits, at_hand: Path):
@@ -288,6 +314,13 @@ def test_the_command_fetches_and_checks_it(
         assert capsys.readouterr().out.splitlines() == [
             f"svhn: {at_hand / 'svhn' / name}_32x32.bin: right, {COUNTS[name]} records" for name in ("train", "test")
         ]
+    assert main(["data", "download", "svhn-extra", *where]) == 0
+    capsys.readouterr()
+    assert main(["data", "verify", *where]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"svhn-extra: {at_hand / 'svhn' / name}_32x32.bin: right, {COUNTS[name]} records"
+        for name in ("train", "extra", "test")
+    ]
     os.truncate(at_hand / "svhn" / "test_32x32.bin", 3073)
     assert main(["data", "verify", *where]) == 3
     assert "3,073 bytes, expected 36,876 (12 records)" in capsys.readouterr().out

@@ -119,6 +119,15 @@ def test_verifying_never_believes_the_marker(tiny, folder: Path):
     assert problems(tiny, folder, rehash=False)[0] is not None  # and the mark is gone
 
 
+def test_marks_of_other_files_in_the_folder_stay(tiny, folder: Path):
+    assert problems(tiny, folder, rehash=False) == [None] * 3
+    part = replace(tiny.dataset, train=tiny.dataset.train[:1], test=())
+    for rehash in (False, True):
+        assert [report.problem for report in check_files(part, folder, rehash=rehash)] == [None]
+    unseen_change(folder / "two.bin")
+    assert problems(tiny, folder, rehash=False) == [None] * 3  # not hashed again
+
+
 def test_a_mark_counts_for_this_hash_only(tiny, folder: Path):
     assert problems(tiny, folder) == [None] * 3
     other = replace(tiny.dataset.train[0], digest="sha256:" + "0" * 64)

@@ -41,10 +41,15 @@ def add_parser(subparsers: Any) -> None:
         "show",
         help="draw samples, and what the distortions make of them, as one PNG",
         description="Draw one PNG: samples of the training images with their labels, and beside each what the "
-        "distortions of a preset make of it in several epochs.",
+        "distortions of a recipe make of it in several epochs.",
     )
-    show.add_argument("--data", default="cifar10", metavar="NAME", help="as for `thumbnet train` (cifar10)")
-    show.add_argument("--preset", default="classic", metavar="NAME", help="whose distortions to show (classic)")
+    show.add_argument("--data", metavar="NAME", help="as for `thumbnet train` (that of the recipe)")
+    show.add_argument(
+        "--image-size", type=whole_number, metavar="N", help="side that pictures of a folder are resized to (32)"
+    )
+    recipe = show.add_mutually_exclusive_group()
+    recipe.add_argument("--preset", default="classic", metavar="NAME", help="whose distortions to show (classic)")
+    recipe.add_argument("--recipe", type=Path, metavar="FILE", help="recipe.toml instead, such as that of a run")
     show.add_argument(
         "--out", type=Path, metavar="FILE.png", help="the picture to write, replaced if it is there (NAME-mosaic.png)"
     )
@@ -89,7 +94,8 @@ def _verify(args: argparse.Namespace) -> int:
 
     root = cache_dir(args.data_dir)
     names = _named(args.names)
-    converted = [converted_set(digits, root) for name, digits in digit_sets().items() if name in names or not names]
+    found = [converted_set(digits, root) for name, digits in digit_sets().items() if name in names or not names]
+    converted = [dataset for dataset in found if dataset is not None]
     datasets = [dataset for name, dataset in record_sets().items() if name in names]
     if not names:
         # Sets that are other labels of the same files are checked once.
@@ -100,9 +106,11 @@ def _verify(args: argparse.Namespace) -> int:
             if dataset is by_folder[dataset.folder]
             and len(missing_files(dataset, folder_of(dataset, root))) < len(dataset.files)
         ]
-    elif None in converted:
+        # The last of the sets of digits that are there has the files of the others.
+        converted = converted[-1:]
+    elif None in found:
         raise DataError(f"{root}: not there yet; `thumbnet data download {' '.join(names)}` fetches it")
-    datasets += [dataset for dataset in converted if dataset is not None]
+    datasets += converted
     if not datasets:
         raise DataError(f"{root}: there is no data set to check; `thumbnet data download` fetches one")
     reports = {}
@@ -131,8 +139,12 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    out = _writable(args.out or Path(f"{Path(args.data).absolute().name}-mosaic.png"))
-    from thumbnet.config import DataConfig, load_preset
+    from thumbnet.config import DataConfig, load_preset, load_recipe
+
+    wanted = {"data.name": args.data, "data.image_size": args.image_size}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    recipe = load_recipe(args.recipe, given) if args.recipe else load_preset(args.preset, given)
+    out = _writable(args.out or Path(f"{Path(recipe.data.name).absolute().name}-mosaic.png"))
     from thumbnet.data import load_splits
     from thumbnet.data.mosaic import draw_mosaic, sample
     from thumbnet.errors import UsageError
@@ -141,12 +153,12 @@ def _show(args: argparse.Namespace) -> int:
         raise UsageError(f"--count is {args.count}: a mosaic holds at most 200 samples")
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed is {args.seed}: it must be from 0 to 2**63 - 1")
-    distort = load_preset(args.preset).distort
-    data = DataConfig(name=args.data, skip_bad=True)
+    data = DataConfig(name=recipe.data.name, image_size=recipe.data.image_size, skip_bad=True)
     train = load_splits(data, data_dir=args.data_dir, offline=args.offline, note=note).train
     chosen = sample(train, args.count, seed=args.seed)
-    title = f"{train.name}: {len(chosen)} of {len(train):,} training images, distorted as by the preset {args.preset}"
-    page = draw_mosaic(train, distort, chosen, seed=args.seed, title=title)
+    by = args.recipe or f"the preset {args.preset}"
+    title = f"{train.name}: {len(chosen)} of {len(train):,} training images, distorted as by {by}"
+    page = draw_mosaic(train, recipe.distort, chosen, seed=args.seed, title=title)
     try:
         page.save(out, format="PNG")
     except OSError as error:
@@ -154,7 +166,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         labels = [train.class_names[label] for label in train.labels[chosen]]
         examples = [{"key": train.key(int(index)), "label": label} for index, label in zip(chosen, labels, strict=True)]
-        print(json.dumps({"file": str(out), "data": train.name, "preset": args.preset, "examples": examples}))
+        print(json.dumps({"file": str(out), "data": train.name, "preset": recipe.preset, "examples": examples}))
     else:
         print(out)
     return 0

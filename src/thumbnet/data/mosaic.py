@@ -123,11 +123,12 @@ def caption(distort: DistortConfig, views: int) -> str:
 
 
 def _paste(page: Image.Image, image_HWC: np.ndarray, left: int, top: int) -> None:
-    """Put a picture into its tile, enlarged by a whole number so that its pixels stay square, in the middle."""
+    """Put a picture into the middle of its tile: enlarged by a whole number, which keeps pixels square, or shrunk."""
     height, width, channels = image_HWC.shape
     scale = max(1, TILE // max(height, width))
     pixels = np.repeat(np.repeat(image_HWC, scale, axis=0), scale, axis=1)
     picture = Image.fromarray(np.ascontiguousarray(pixels if channels == 3 else pixels[..., 0]))
+    picture.thumbnail((TILE, TILE))  # leaves alone what is not larger
     page.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
 
 

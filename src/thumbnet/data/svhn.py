@@ -125,21 +125,19 @@ def find_or_convert(
         DataError: a file is damaged or not what it should be, no source has it, or the cache cannot be written.
     """
     folder = _folder(root)
+    if not _damaged(digits, folder, repair=repair) and converted_set(digits, root) is not None:
+        note(f"{digits.name}: from {folder}")
+        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         waiting = f"{digits.name}: another process is fetching or converting it; waiting for that"
         with locked(folder / ".lock", waiting, note):
-            problems = _damaged(digits, folder)
-            if problems and not repair:
-                raise DataError(
-                    f"{next(iter(problems.values()))}.\n"
-                    f"`thumbnet data download {digits.name}` makes it anew from the .mat file, fetched if need be."
-                )
-            for name, problem in problems.items():
+            for name, problem in _damaged(digits, folder, repair=repair).items():
                 note(f"{problem}; it will be made anew")
                 (folder / name).unlink()
+            converted = {file.name for file in _converted_files(digits, folder).files}
             for file in digits.files:
-                if not _is_converted(file, folder):
+                if file.records not in converted:
                     with _mat_file(file, root, folder, offline=offline, note=note, limits=limits or Limits()) as path:
                         _convert(path, file, folder, note)
     except OSError as error:
@@ -153,12 +151,19 @@ def find_or_convert(
 
 def converted_set(digits: DigitSet, root: Path) -> RecordSet | None:
     """Return the records of a set as a data set whose files can be checked; None if they are not all there yet."""
-    folder = _folder(root)
-    if not all(_is_converted(file, folder) for file in digits.files):
-        return None
+    dataset = _converted_files(digits, _folder(root))
+    return dataset if len(dataset.files) == len(digits.files) else None
+
+
+def _converted_files(digits: DigitSet, folder: Path) -> RecordSet:
+    """Return those files of a set that are converted as a data set whose files can be checked."""
     digests = _read_converted(folder)
     train, test = (
-        tuple(RecordFile(name=file.records, records=file.images, digest=digests[file.records]) for file in files)
+        tuple(
+            RecordFile(name=file.records, records=file.images, digest=digests[file.records])
+            for file in files
+            if file.records in digests and (folder / file.records).exists()
+        )
         for files in (digits.train, (digits.test,))
     )
     return RecordSet(
@@ -176,15 +181,20 @@ def _folder(root: Path) -> Path:
     return root if root.name == FOLDER else root / FOLDER
 
 
-def _damaged(digits: DigitSet, folder: Path) -> dict[str, str]:
-    """Return the files of records that are not as they were written -> what is wrong with them."""
-    dataset = converted_set(digits, folder)
-    reports = check_files(dataset, folder) if dataset else []
-    return {report.path.name: report.problem for report in reports if report.problem}
+def _damaged(digits: DigitSet, folder: Path, *, repair: bool) -> dict[str, str]:
+    """Return the files of records that are not as they were written -> what is wrong with them.
 
-
-def _is_converted(file: MatFile, folder: Path) -> bool:
-    return file.records in _read_converted(folder) and (folder / file.records).exists()
+    Raises:
+        DataError: there is one, and it is not to be repaired.
+    """
+    reports = check_files(_converted_files(digits, folder), folder)
+    problems = {report.path.name: report.problem for report in reports if report.problem}
+    if problems and not repair:
+        raise DataError(
+            f"{next(iter(problems.values()))}.\n"
+            f"`thumbnet data download {digits.name}` makes it anew from the .mat file, fetched if need be."
+        )
+    return problems
 
 
 def _read_converted(folder: Path) -> dict[str, str]:

@@ -71,22 +71,23 @@ def check_files(
     Returns:
         One report per file.
     """
-    marks = {} if rehash else _read_marks(folder)
-    reports, good = [], {}
+    before = _read_marks(folder)
+    reports, marks = [], dict(before)  # other data sets may have files, and marks, in this folder
     for file in dataset.files:
         path = folder / file.name
         mark = _mark(path, file)
-        if mark is not None and marks.get(file.name) == mark:
+        marked = marks.pop(file.name, None)
+        if mark is not None and marked == mark and not rehash:
             problem = None
             tick(dataset.size_bytes(file))
         else:
             problem = _problem(path, dataset, file, tick)
         if problem is None and mark is not None:
-            good[file.name] = mark
+            marks[file.name] = mark
         reports.append(FileReport(path=path, records=file.records, problem=problem))
-    if good != marks:
+    if marks != before:
         with contextlib.suppress(OSError):  # a folder that cannot be written is checked again each time
-            (folder / MARKER).write_text(json.dumps(good, indent=1), encoding="utf-8")
+            (folder / MARKER).write_text(json.dumps(marks, indent=1), encoding="utf-8")
     return reports
 
 
