@@ -55,6 +55,15 @@ def test_to_grid_copies_once_and_keeps_values() -> None:
     assert pads_are_zero(grid.to_grid(tensor[:, :, :4]))
 
 
+def test_a_part_of_a_dense_tensor_with_the_strides_of_a_grid_is_copied() -> None:
+    part = exact(3, 32, 6, 6).bfloat16().contiguous(memory_format=torch.channels_last)[:, :, 1:, 1:]
+    assert part.stride() == grid.empty_grid(*part.shape).stride()
+    assert part.storage_offset() == grid.empty_grid(*part.shape).storage_offset()
+    tensor = grid.to_grid(part)
+    assert torch.equal(tensor, part)
+    assert pads_are_zero(tensor)
+
+
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize(
     ("images", "inputs", "outputs", "height", "width"),

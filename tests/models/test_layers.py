@@ -78,6 +78,15 @@ def test_max_pool_is_tensorflows(height: int, width: int, channels: int, kernel:
 
 
 @pytest.mark.usefixtures("engine")
+def test_a_window_of_more_positions_than_a_byte_counts() -> None:
+    x = torch.arange(1.0, 34**2 + 1).view(1, 1, 34, 34).requires_grad_()
+    SameMaxPool(17, 17, relu=True)(x).sum().backward()
+    assert x.grad is not None
+    # The last of the 289 positions of each window is the largest.
+    assert x.grad[0, 0].nonzero().tolist() == [[16, 16], [16, 33], [33, 16], [33, 33]]
+
+
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", [(2, 64, 24, 24), (3, 7, 5, 9), (1, 20, 1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -126,12 +126,20 @@ def test_the_layer_agrees_with_its_other_forms(inputs: int, outputs: int, monkey
     torch.manual_seed(0)
     layer = LocallyConnected(inputs, outputs, kernel=3, side=4, std=0.1)
     x = exact(5, inputs, 4, 4)
-    assert not local.kernels_take(x, layer.weight), "float32 was asked for"
+    assert not local.kernels_take(x, layer.weight, layer.kernel), "float32 was asked for"
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert local.kernels_take(x, layer.weight) == (inputs == outputs == 32)
+        assert local.kernels_take(x, layer.weight, layer.kernel) == (inputs == outputs == 32)
         fast = layer(x)
         monkeypatch.setattr(local, "kernels_take", lambda *_: False)
         batched = layer(x)
     assert fast.dtype == batched.dtype == torch.bfloat16
     assert error(fast, layer(x)) < 2 * ROUNDING
     assert error(batched, layer(x)) < 2 * ROUNDING
+
+
+def test_pictures_of_another_size_are_refused() -> None:
+    layer = LocallyConnected(32, 32, kernel=3, side=4, std=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for shape in ((1, 32, 8, 8), (1, 32, 2, 2), (1, 64, 4, 4)):
+            with pytest.raises(RuntimeError):
+                layer(torch.zeros(shape))

@@ -136,6 +136,16 @@ def test_other_pictures_and_widths_run() -> None:
             assert model(torch.randn(2, 1, 12, 12)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_single_value_cannot_be_normalized(dtype: str) -> None:
+    model = build_speed(num_classes=10, crop=12)
+    pictures = torch.randn(1, 3, 12, 12)
+    with Precision(name=dtype, why="").autocast():  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=r"one value to normalize.*--batch-size"):
+            model(pictures)
+        assert model.eval()(pictures).shape == (1, 10)
+
+
 def test_bad_options_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="needs at least 9"):
         build_speed(num_classes=10, crop=8)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +17,7 @@ from thumbnet.evaluation.metrics import Metrics, compute_metrics
 from thumbnet.evaluation.views import over_views
 from thumbnet.input.device import pin, send
 from thumbnet.input.pipeline import evaluation_batches
+from thumbnet.models.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from thumbnet.data.dataset import ImageDataset
@@ -108,22 +107,10 @@ def predict_logits(
     logits_NC = torch.zeros(len(dataset), len(dataset.class_names), device=device)
     labels_N = torch.zeros(len(dataset), dtype=torch.int64)
     share = replicas.share(math.ceil(len(dataset) / batch_size))
-    with _evaluation_mode(model), torch.inference_mode(), precision.autocast():
+    with evaluation_mode(model), torch.inference_mode(), precision.autocast():
         for batch in evaluation_batches(dataset, distort, batch_size, share):
             rows = slice(batch.indices[0], batch.indices[-1] + 1)
             logits_NC[rows] = model(send(pin(batch.images, device), device)).float()
             labels_N[rows] = batch.labels
     # Rows of other replicas are zero here, so the sum is the whole.
     return replicas.sum(logits_NC.cpu()).numpy(), replicas.sum(labels_N).numpy()
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and each of its modules back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -7,7 +7,6 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from thumbnet.models.classifier import Classifier
 from thumbnet.models.layers import LocalResponseNorm, SameMaxPool
 
 
@@ -19,7 +18,7 @@ class FlattenHWC(nn.Module):
         return images_NCHW.permute(0, 2, 3, 1).flatten(1)
 
 
-def build_classic(*, num_classes: int, crop: int, channels: int = 3, initial_std: float = 0.05) -> Classifier:
+def build_classic(*, num_classes: int, crop: int, channels: int = 3, initial_std: float = 0.05) -> nn.Sequential:
     """Build the tutorial's network; 1,068,298 parameters for 10 classes of 24x24 RGB pictures.
 
     The ReLU after conv1 stands behind pool1 and the one after conv2 in norm2: the results are the same.
@@ -34,7 +33,7 @@ def build_classic(*, num_classes: int, crop: int, channels: int = 3, initial_std
         A module from images [N, channels, crop, crop] to logits [N, num_classes]; its layers have the tutorial's names.
     """
     side = -(-crop // 4)
-    model = Classifier(
+    model = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, 64, 5, padding=2),
             pool1=SameMaxPool(3, 2, relu=True),

@@ -9,14 +9,13 @@ import torch
 from torch import nn
 
 from thumbnet.models.classic import FlattenHWC
-from thumbnet.models.classifier import Classifier
 from thumbnet.models.layers import LocallyConnected, LocalResponseNorm, MapResponseNorm, SameMaxPool
 
 NETS = ("80sec", "18pct", "13pct", "11pct")
 """The networks, named by the time that the first took on a GPU of its day and by the test errors of the others."""
 
 
-def build_cuda_convnet(*, num_classes: int, crop: int, channels: int = 3, net: str = "18pct") -> Classifier:
+def build_cuda_convnet(*, num_classes: int, crop: int, channels: int = 3, net: str = "18pct") -> nn.Sequential:
     """Build one of cuda-convnet's networks.
 
     For 10 classes of 32x32 RGB pictures they have 145,578 (`80sec`), 89,578 (`18pct`), 1,901,386 (`13pct`) and
@@ -39,7 +38,7 @@ def build_cuda_convnet(*, num_classes: int, crop: int, channels: int = 3, net: s
     if net not in NETS:
         raise ValueError(f"net is '{net}': it must be one of {', '.join(NETS)}")
     build = _shared_weights if net in ("80sec", "18pct") else _local_weights
-    return Classifier(build(num_classes, crop, channels, net))
+    return nn.Sequential(build(num_classes, crop, channels, net))
 
 
 def _shared_weights(num_classes: int, crop: int, channels: int, net: str) -> OrderedDict[str, nn.Module]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thumbnet.models.layers import LocallyConnected
+from thumbnet.models.modes import evaluation_mode
 from thumbnet.models.speed import Conv3x3, WhiteningConv
 
 
@@ -46,13 +47,10 @@ def describe_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list
             )
 
     hooks = [module.register_forward_hook(record) for module in names if not list(module.children())]
-    was_training = model.training
     try:
-        with torch.no_grad():
-            example = torch.zeros(1, *image_shape, device=next(model.parameters()).device)
-            model.eval()(example)
+        with evaluation_mode(model), torch.no_grad():
+            model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
     return layers

@@ -15,6 +15,8 @@ from thumbnet.kernels import load_library
 
 # Limits of the C kernels (MAX_CHANNELS, MAX_RADIUS of pool_norm.c).
 MAX_CHANNELS, MAX_RADIUS = 1024, 16
+MAX_KERNEL = 15
+"""Max pooling keeps in a byte which position of its window won, and 255 is not one."""
 
 
 def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:

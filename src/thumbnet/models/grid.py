@@ -44,29 +44,32 @@ def stored_channels(channels: int) -> int:
 
 def empty_grid(images: int, channels: int, height: int, width: int) -> Tensor:
     """Return a grid tensor [images, channels, height, width] whose values, pads included, are not set."""
-    stored, row = stored_channels(channels), width + 1
-    positions = (row + 1) + images * (height + 1) * row + (row + 1) + TAIL
-    memory = torch.empty(positions * stored, dtype=torch.bfloat16)
-    strides = ((height + 1) * row * stored, 1, row * stored, stored)
-    return memory.as_strided((images, channels, height, width), strides, (row + 1) * stored)
+    strides, offset, values = _layout(images, channels, height, width)
+    memory = torch.empty(values, dtype=torch.bfloat16)
+    return memory.as_strided((images, channels, height, width), strides, offset)
 
 
 def to_grid(images_NCHW: Tensor) -> Tensor:
     """Return the tensor as a grid tensor: itself if it is one, else a copy."""
-    images, channels, height, width = images_NCHW.shape
-    stored, row = stored_channels(channels), width + 1
-    strides = ((height + 1) * row * stored, 1, row * stored, stored)
-    offset = (row + 1) * stored
-    # No dense tensor has these strides and a margin before its first value.
+    strides, offset, values = _layout(*images_NCHW.shape)
+    # A part of a dense tensor may have strides and margin of a grid, but what follows it is not a grid's tail.
     if (
         images_NCHW.dtype == torch.bfloat16
         and images_NCHW.stride() == strides
         and images_NCHW.storage_offset() == offset
+        and images_NCHW.untyped_storage().nbytes() == values * images_NCHW.element_size()
     ):
         return images_NCHW
-    grid = empty_grid(images, channels, height, width)
+    grid = empty_grid(*images_NCHW.shape)
     _memory(grid).zero_()
     return grid.copy_(images_NCHW)
+
+
+def _layout(images: int, channels: int, height: int, width: int) -> tuple[tuple[int, ...], int, int]:
+    """Return strides and offset of a grid tensor, and how many values its memory holds."""
+    stored, row = stored_channels(channels), width + 1
+    area, margin = (height + 1) * row, row + 1
+    return (area * stored, 1, row * stored, stored), margin * stored, (images * area + 2 * margin + TAIL) * stored
 
 
 class _Convolution(torch.autograd.Function):

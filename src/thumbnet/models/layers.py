@@ -27,7 +27,7 @@ class SameMaxPool(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Pool over the two last dimensions."""
-        if fused.kernels_take(images_NCHW):
+        if fused.kernels_take(images_NCHW) and self.kernel <= fused.MAX_KERNEL:
             return fused.max_pool(images_NCHW, self.kernel, self.stride, self.relu)
         (top, bottom), (left, right) = (same_padding(side, self.kernel, self.stride) for side in images_NCHW.shape[-2:])
         # Padding must never win the maximum.
@@ -139,7 +139,7 @@ class LocallyConnected(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Connect; the result is channels-last in memory."""
-        if local.kernels_take(images_NCHW, self.weight):
+        if local.kernels_take(images_NCHW, self.weight, self.kernel):
             return local.connect(images_NCHW, self.weight, self.bias, self.kernel // 2)
         N, _, H, W = images_NCHW.shape
         if torch.is_autocast_enabled(images_NCHW.device.type):

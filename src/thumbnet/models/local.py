@@ -13,12 +13,14 @@ from thumbnet.kernels import load_library
 from thumbnet.models import grid
 
 
-def kernels_take(images_NCHW: Tensor, weight_PKO: Tensor) -> bool:
-    """Tell whether the kernels can have this layer: bf16 arithmetic, float32 weights, channels by the 32."""
+def kernels_take(images_NCHW: Tensor, weight_PKO: Tensor, kernel: int) -> bool:
+    """Tell whether the kernels can have this layer: bf16 arithmetic, float32 weights for this size, by the 32."""
+    _, C, H, W = images_NCHW.shape
     return (
         grid.kernels_take(images_NCHW)
         and weight_PKO.dtype == torch.float32
-        and images_NCHW.shape[1] % 32 == 0
+        and weight_PKO.shape[:2] == (H * W, kernel**2 * C)
+        and C % 32 == 0
         and weight_PKO.shape[2] % 32 == 0
     )
 

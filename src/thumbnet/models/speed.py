@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from thumbnet.errors import UsageError
 from thumbnet.models import grid
-from thumbnet.models.classifier import Classifier
 
 NORM_EPS = 1e-12
 NORM_MOMENTUM = 0.4
@@ -26,7 +25,7 @@ WHITENING_EPS = 5e-4
 WHITENING_IMAGES = 5000
 
 
-class SpeedNet(Classifier):
+class SpeedNet(nn.Sequential):
     """The network: images [N, channels, side, side], standardized over the data set, to logits [N, classes]."""
 
     examples_wanted = WHITENING_IMAGES
@@ -120,7 +119,15 @@ class NormGelu(nn.Module):
         """Normalize by the batch in training, which also moves the running statistics; by these in evaluation.
 
         What is `added` is added before the GELU.
+
+        Raises:
+            UsageError: a batch to train on has but one value of each channel, which has no variance.
         """
+        if self.training and images_NCHW.numel() == len(self.bias):
+            raise UsageError(
+                "a batch of one picture of this size leaves one value to normalize: train on more pictures at once "
+                "(--batch-size, and --grain if given), or on larger ones (--set distort.crop=16)"
+            )
         kernels = len(self.bias) % 32 == 0 and grid.kernels_take(images_NCHW)
         if kernels and self.training:
             output, mean, variance = grid.norm_gelu(images_NCHW, self.bias, NORM_EPS, added_NCHW)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thumbnet.models.modes import evaluation_mode
+
 ACTIVATION_FUNCTIONS = (nn.ReLU, nn.GELU)
 
 
@@ -53,18 +55,16 @@ def trace_layers(model: nn.Module, example: Tensor) -> list[LayerCall]:
         for name, module in model.named_modules()
         if not any(module.children())
     ]
-    modes = {module: module.training for module in model.modules()}
     try:
-        with torch.enable_grad():
-            # Evaluation mode keeps batch statistics untouched. The product makes a grad_fn that stands for the input.
+        # Evaluation mode keeps batch statistics untouched.
+        with evaluation_mode(model), torch.enable_grad():
+            # The product makes a grad_fn that stands for the input.
             images = example.detach().clone().requires_grad_() * 1
             producers[images.grad_fn] = "input"
-            logits = model.eval()(images)
+            logits = model(images)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     sources = _sources([logits], producers)
     return [*calls, LayerCall(name="logits", module=nn.Identity(), sources=sources, shape=tuple(logits.shape))]
 
