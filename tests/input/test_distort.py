@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ EVERYTHING = DistortConfig(crop=24, pad=2, brightness=63.0, contrast=(0.2, 1.8),
 
 def reflect(position: int, side: int) -> int:
     """Return the place in 0..side-1 that a position beyond the border shows; the border itself is not repeated."""
-    while not 0 <= position < side:
+    while side > 1 and not 0 <= position < side:
         position = -position if position < 0 else 2 * (side - 1) - position
-    return position
+    return position if side > 1 else 0
 
 
 def cropped(image_HWC: np.ndarray, top: int, left: int, crop: int, pad: int) -> np.ndarray:
@@ -91,23 +92,6 @@ def tolerance(config: DistortConfig) -> float:
     return 6e-4 if config.standardize == "mean" else 1e-5
 
 
-def some_images(kind: str, count: int, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
-    """Return pictures of a kind, uint8 [count, *shape]; the flat ones are where standardization is hardest."""
-    if kind == "noise":
-        images = rng.integers(0, 256, (count, *shape))
-    elif kind == "flat":
-        images = np.broadcast_to(rng.integers(0, 256, (count, 1, 1, 1)), (count, *shape)).copy()
-    elif kind == "flat channels":
-        images = np.broadcast_to(rng.integers(0, 256, (count, 1, 1, shape[2])), (count, *shape)).copy()
-    else:  # a single grey level of difference at a few pixels, at either end of the range
-        images = np.where(rng.random((count, *shape)) < 0.01, 1, 0) + rng.choice([0, 254], (count, 1, 1, 1))
-    return images.astype(np.uint8)
-
-
-KINDS = ["noise", "flat", "flat channels", "almost flat"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "change",
     [
@@ -125,70 +109,34 @@ KINDS = ["noise", "flat", "flat channels", "almost flat"]
     ],
     ids=str,
 )
-def test_each_distortion_agrees_with_the_oracle(kind: str, change: dict[str, Any]) -> None:
+def test_each_distortion_agrees_with_the_oracle(some_images: Callable[..., np.ndarray], change: dict[str, Any]) -> None:
     config = DistortConfig(**({"flip": "none"} | change))
-    images_NHWC = some_images(kind, 6, SHAPE, np.random.default_rng(0))
+    images_NHWC = some_images(6, SHAPE, np.random.default_rng(0))
     check(images_NHWC, draw(6, config, SHAPE, seed=1, epoch=1), config)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    data=st.data(),
-    kind=st.sampled_from(KINDS),
-    height=st.integers(1, 20),
-    width=st.integers(1, 20),
-    pad=st.integers(0, 3),
-    flip=st.sampled_from(["none", "random", "alternate"]),
-    brightness=st.sampled_from([0.0, 1.0, 63.0, 255.0]),
-    contrast=st.sampled_from([(1.0, 1.0), (0.2, 1.8), (0.0, 0.0), (0.01, 0.1), (5.0, 100.0)]),
-    standardize=st.sampled_from(["image", "dataset", "mean"]),
-    seed=st.integers(0, 2**63 - 1),
-    epoch=st.integers(0, 100),
-)
-def test_all_together_agree_with_the_oracle(
-    data: st.DataObject,
-    kind: str,
-    height: int,
-    width: int,
-    pad: int,
-    flip: Any,
-    brightness: float,
-    contrast: tuple[float, float],
-    standardize: Any,
-    seed: int,
-    epoch: int,
-) -> None:
-    pad = min(pad, height - 1, width - 1)
-    crop = data.draw(st.integers(1, min(height, width) + 2 * pad), label="crop")
-    cutout = data.draw(st.integers(0, crop), label="cutout")
-    channels = 3 if standardize != "image" else data.draw(st.sampled_from([1, 3, 4]), label="channels")
-    config = DistortConfig(
-        crop=crop, pad=pad, flip=flip, brightness=brightness, contrast=contrast, standardize=standardize, cutout=cutout
-    )
-    shape = (height, width, channels)
-    images_NHWC = some_images(kind, 3, shape, np.random.default_rng(seed % 2**32))
-    if data.draw(st.booleans(), label="channel planes"):
-        images_NHWC = np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
-    check(images_NHWC, draw(3, config, shape, seed=seed, epoch=epoch), config)
+@given(data=st.data(), epoch=st.integers(0, 100))
+def test_all_together_agree_with_the_oracle(distortions: Callable[[int], Any], data: st.DataObject, epoch: int) -> None:
+    images_NHWC, config, seed = data.draw(distortions(3))
+    check(images_NHWC, draw(3, config, images_NHWC.shape[1:], seed=seed, epoch=epoch), config)
 
 
-def test_sums_stay_exact_in_large_pictures() -> None:
+def test_sums_stay_exact_in_large_pictures(some_images: Callable[..., np.ndarray]) -> None:
     config = DistortConfig(crop=300, contrast=(0.2, 1.8))
     shape = (300, 300, 3)
-    for kind in KINDS:
-        images_NHWC = some_images(kind, 1, shape, np.random.default_rng(2))
-        draws = draw(1, config, shape, seed=1, epoch=1)
-        expected = images_NHWC[0].astype(float)[:, :: -1 if draws.flip[0] else 1]
-        mean_C = expected.mean(axis=(0, 1))
-        expected = (expected - mean_C) * float(draws.contrast[0]) + mean_C
-        expected = (expected - expected.mean()) / max(expected.std(), expected.size**-0.5)
-        out = distort(images_NHWC, draws, config)[0].permute(1, 2, 0).numpy()
-        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    images_NHWC = some_images(1, shape, np.random.default_rng(2))
+    draws = draw(1, config, shape, seed=1, epoch=1)
+    expected = images_NHWC[0].astype(float)[:, :: -1 if draws.flip[0] else 1]
+    mean_C = expected.mean(axis=(0, 1))
+    expected = (expected - mean_C) * float(draws.contrast[0]) + mean_C
+    expected = (expected - expected.mean()) / max(expected.std(), expected.size**-0.5)
+    out = distort(images_NHWC, draws, config)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    kind=st.sampled_from(KINDS),
     height=st.integers(1, 12),
     width=st.integers(1, 12),
     crop=st.integers(1, 15),
@@ -196,9 +144,9 @@ def test_sums_stay_exact_in_large_pictures() -> None:
     seed=st.integers(0, 1000),
 )
 def test_prepare_agrees_with_the_oracle(
-    kind: str, height: int, width: int, crop: int, standardize: Any, seed: int
+    some_images: Callable[..., np.ndarray], height: int, width: int, crop: int, standardize: Any, seed: int
 ) -> None:
-    images_NHWC = some_images(kind, 2, (height, width, 3), np.random.default_rng(seed))
+    images_NHWC = some_images(2, (height, width, 3), np.random.default_rng(seed))
     config = DistortConfig(crop=crop, standardize=standardize, cutout=1, pad=2, brightness=63.0)
     out = prepare(images_NHWC, config)
     assert out.dtype == torch.float32

@@ -184,12 +184,17 @@ def split_validation(dataset: ImageDataset, count: int, *, seed: int = 0) -> tup
         )
     labels = dataset.labels
     sizes = np.bincount(labels, minlength=len(dataset.class_names))
-    shares = sizes * count / len(labels)
-    quotas = np.floor(shares).astype(np.int64)
-    # What rounding down has left over goes to the largest remainders, the first class first where they are equal.
-    quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
     chosen = np.zeros(len(labels), np.bool_)
     generator = np.random.Generator(np.random.Philox(key=seed))
-    for label, quota in enumerate(quotas):
+    for label, quota in enumerate(in_proportion(sizes, count)):
         chosen[generator.permutation(np.flatnonzero(labels == label))[:quota]] = True
     return dataset.take(np.flatnonzero(~chosen)), dataset.take(np.flatnonzero(chosen))
+
+
+def in_proportion(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` examples spread over classes in proportion to their sizes, int64 [classes]."""
+    shares = sizes * count / max(sizes.sum(), 1)
+    quotas: np.ndarray = np.floor(shares).astype(np.int64)
+    # What rounding down has left over goes to the largest remainders, the first class first where they are equal.
+    quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
+    return quotas

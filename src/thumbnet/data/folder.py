@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from thumbnet.config import DataConfig
-from thumbnet.data.dataset import ImageDataset, Splits
+from thumbnet.data.dataset import ImageDataset, Splits, in_proportion
 from thumbnet.data.listing import SPLITS, Listing, named
 from thumbnet.data.picture_cache import DecodedPictures, decode_listing
 from thumbnet.data.table import list_table
@@ -135,7 +135,7 @@ def _assign(listing: Listing, decoded: DecodedPictures, good: np.ndarray, config
                 f"it must be from 1 to {len(left) - 1:,}"
             )
         sizes = _pictures_of_each_class(decoded.labels[left], decoded.digests[left], len(listing.class_names))
-        held_out = hold_out(decoded.labels[left], decoded.digests[left], _in_proportion(sizes, count))
+        held_out = hold_out(decoded.labels[left], decoded.digests[left], _leave_one(in_proportion(sizes, count), sizes))
         if not held_out.any():
             raise UsageError(
                 f"--validation {config.validation:g}: no class of {listing.where} has two pictures to train on\n"
@@ -176,15 +176,6 @@ def _tenth(sizes: np.ndarray) -> np.ndarray:
     """Return a tenth of each class, rounded, at least one where that leaves one."""
     tenths = np.rint(TEST_SHARE * sizes).astype(np.int64)
     return _leave_one(np.maximum(tenths, 1), sizes)
-
-
-def _in_proportion(sizes: np.ndarray, count: int) -> np.ndarray:
-    """Return `count` spread over classes in proportion to their sizes, none taken whole."""
-    shares = sizes * count / max(sizes.sum(), 1)
-    quotas = np.floor(shares).astype(np.int64)
-    # What rounding down has left over goes to the largest remainders, the first class first where they are equal.
-    quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
-    return _leave_one(quotas, sizes)
 
 
 def _leave_one(quotas: np.ndarray, sizes: np.ndarray) -> np.ndarray:
