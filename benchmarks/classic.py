@@ -46,6 +46,8 @@ def main() -> int:
     parser.add_argument("--precision-steps", type=int, default=1000, help="steps of a training in each arithmetic")
     parser.add_argument("--seeds", type=int, default=2, help="trainings in each arithmetic (2)")
     args = parser.parse_args()
+    if args.seeds < 2:
+        parser.error(f"--seeds is {args.seeds}: the distance between two seeds takes two")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         result = {

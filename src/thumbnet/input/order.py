@@ -107,7 +107,7 @@ class PoolOrder:
 def drawn_in(epoch: int, *, share: np.ndarray, count: int, pool: int, seed: int) -> np.ndarray:
     """Return which records of an epoch are drawn at some of the positions: what a replica has to read, bool [count].
 
-    All draws of the epoch are made for that, in whole numbers: 0.03 to 0.3 us each, the more the larger the pool.
+    All draws of the epoch are made for that, in whole numbers: 0.1 to 0.2 us each, the more the larger the pool.
 
     Args:
         epoch: epoch, from 0.
