@@ -99,8 +99,10 @@ def test_unknown_names_and_options() -> None:
 
 def test_describing_leaves_the_network_as_it_was() -> None:
     model = build_classic(num_classes=10, crop=24).train()
+    model[1].eval()  # a frozen layer
     before = {name: value.clone() for name, value in model.state_dict().items()}
     describe_layers(model, (3, 24, 24))
+    assert [module.training for module in model] == [number != 1 for number in range(len(model))]
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
