@@ -156,7 +156,7 @@ def _show(args: argparse.Namespace) -> int:
     data = DataConfig(name=recipe.data.name, image_size=recipe.data.image_size, skip_bad=True)
     train = load_splits(data, data_dir=args.data_dir, offline=args.offline, note=note).train
     chosen = sample(train, args.count, seed=args.seed)
-    by = args.recipe or f"the preset {args.preset}"
+    by = Path(*args.recipe.parts[-2:]) if args.recipe else f"the preset {args.preset}"  # a run's name and recipe.toml
     title = f"{train.name}: {len(chosen)} of {len(train):,} training images, distorted as by {by}"
     page = draw_mosaic(train, recipe.distort, chosen, seed=args.seed, title=title)
     try:
