@@ -181,6 +181,8 @@ def test_what_is_neither_folder_nor_table_is_refused(tmp_path: Path):
         list_pictures(tmp_path / "pictures.zip")
     with pytest.raises(DataError, match="no such folder"):
         list_pictures(tmp_path / "nothing")
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        list_pictures(tmp_path / ("x" * 300))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -69,11 +69,14 @@ def list_pictures(where: Path) -> Listing:
         DataError: there is none, there are fewer than two classes, or it is not clear what is meant.
     """
     where = where.expanduser().absolute()
-    if where.is_dir():
-        return list_tree(where)
-    if where.suffix.lower() == ".csv":
-        return list_table(where)
-    problem = "not a folder, nor a .csv file" if where.exists() else "there is no such folder or file"
+    try:
+        if where.is_dir():
+            return list_tree(where)
+        if where.suffix.lower() == ".csv":
+            return list_table(where)
+        problem = "not a folder, nor a .csv file" if where.exists() else "there is no such folder or file"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
     raise DataError(f"{where}: {problem}\ngive --data a folder with one folder per class, a CSV file, or a known name")
 
 
