@@ -90,7 +90,7 @@ def test_the_examples_of_the_documentation_run(
 
 def test_what_the_documentation_names_exists():
     named = set(re.findall(r"thumbnet\.([A-Za-z_]+)\b", DOCS.read_text()))
-    assert named <= {*thumbnet.__all__, "config", "data", "models"}
+    assert named <= {*thumbnet.__all__, "config", "input", "models"}
 
 
 def test_the_figures_are_those_that_the_run_keeps(shapes: Path, capsys: pytest.CaptureFixture[str]):

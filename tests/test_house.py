@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "thumbnet"
 ENTRIES = {"__init__", "__main__", "project"}
 """Outside the order: what people start or copy, and the version."""
-UPWARDS = {("distributed/worker.py", "cli"), ("data/mosaic.py", "input")}
+UPWARDS = {("distributed/worker.py", "cli")}
 """A replica is the command once more, in a process of its own."""
 
 

@@ -6,10 +6,10 @@ import torch
 
 from thumbnet.config import DistortConfig
 from thumbnet.data.dataset import ImageDataset
-from thumbnet.data.mosaic import TILE, caption, displayable, draw_mosaic, sample
 from thumbnet.data.records import RecordFormat, RecordPart
 from thumbnet.errors import UsageError
 from thumbnet.input.distort import prepare
+from thumbnet.input.mosaic import TILE, caption, displayable, draw_mosaic, sample
 
 
 def dataset_of(labels: list[int], classes: int, side: int = 32, channels: int = 3) -> ImageDataset:

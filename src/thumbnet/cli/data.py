@@ -146,8 +146,8 @@ def _show(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, given) if args.recipe else load_preset(args.preset, given)
     out = _writable(args.out or Path(f"{Path(recipe.data.name).absolute().name}-mosaic.png"))
     from thumbnet.data import load_splits
-    from thumbnet.data.mosaic import draw_mosaic, sample
     from thumbnet.errors import UsageError
+    from thumbnet.input.mosaic import draw_mosaic, sample
 
     if args.count > 200:
         raise UsageError(f"--count is {args.count}: a mosaic holds at most 200 samples")

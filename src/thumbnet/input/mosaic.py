@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from thumbnet.config import DistortConfig
 from thumbnet.data.dataset import ImageDataset
-
-if TYPE_CHECKING:
-    import torch
+from thumbnet.input.distort import distort as distort_batch
+from thumbnet.input.distort import draw
 
 TILE = 96
 """Side of a picture in the mosaic, in pixels; 24x24 and 32x32 fill it exactly."""
@@ -52,9 +50,6 @@ def draw_mosaic(
     Raises:
         UsageError: the crop is larger than the pictures.
     """
-    from thumbnet.input.distort import distort as distort_batch
-    from thumbnet.input.distort import draw
-
     images_NHWC, labels = dataset.gather(chosen)
     distorted = []
     for epoch in range(views):
@@ -83,7 +78,7 @@ def draw_mosaic(
     return page
 
 
-def displayable(images_NCHW: torch.Tensor) -> np.ndarray:
+def displayable(images_NCHW: Tensor) -> np.ndarray:
     """Return pictures to look at, uint8 [N, H, W, C], of standardized ones, float32 [N, C, H, W].
 
     Standardized values have no natural range: each picture is shown from `SHOWN_DEVIATIONS` deviations below its mean
