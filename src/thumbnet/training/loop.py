@@ -147,7 +147,25 @@ class Training:
                     self.run.checkpoints.save(state.capture(recipe), note=self.console.note)
                 self._keep()
                 on_first_step()
-                stopped_by = self._take_steps(batches, stop)
+                self._clock.start()
+                self._window.restart(wait_s=batches.wait_s)
+                stopped = None
+                while self._done() < 1 and not (stopped := self.team.stop(stop.requested)):
+                    if self._narrator:
+                        self._narrator.before_step()
+                    batch = next(batches)
+                    rate = self._set_rate()
+                    with self._watched(batch) as before_update:
+                        result = train_step(
+                            state,
+                            batch,
+                            check=self._check,
+                            precision=self.precision,
+                            label_smoothing=recipe.train.label_smoothing,
+                            before_update=before_update,
+                            team=self.team,
+                        )
+                    self._after_step(result, rate, self.team.waited(batches.wait_s))
                 self._save_unless_saved()
                 if self._narrator:
                     self._narrator.conclude(finished=self._done() == 1)
@@ -157,10 +175,7 @@ class Training:
             self._save_unless_saved()
             raise
         finally:
-            if self.summaries:
-                self.summaries.close()
-                if self.summaries.failure:
-                    self.console.note(f"warning: TensorBoard's files are not complete: {self.summaries.failure}")
+            self._close_summaries()
         session_s = max(state.train_s - first_s, 1e-9)
         return Outcome(
             steps=state.step,
@@ -168,32 +183,15 @@ class Training:
             train_seconds=state.train_s,
             images_per_second=(state.step - first_step) * recipe.input.batch_size / session_s,
             wait_fraction=wait_s / session_s,
-            stopped_by=stopped_by,
+            stopped_by=stopped if self._done() < 1 else None,
         )
 
-    def _take_steps(self, batches: TrainingInput, stop: StopSignal) -> int | None:
-        """Train to the end, or until a stop is requested; return the signal that did."""
-        self._clock.start()
-        self._window.restart(wait_s=batches.wait_s)
-        while self._done() < 1:
-            if stopped_by := self.team.stop(stop.requested):
-                return stopped_by
-            if self._narrator:
-                self._narrator.before_step()
-            batch = next(batches)
-            rate = self._set_rate()
-            with self._watched(batch) as before_update:
-                result = train_step(
-                    self.state,
-                    batch,
-                    check=self._check,
-                    precision=self.precision,
-                    label_smoothing=self.recipe.train.label_smoothing,
-                    before_update=before_update,
-                    team=self.team,
-                )
-            self._after_step(result, rate, self.team.waited(batches.wait_s))
-        return None
+    def _close_summaries(self) -> None:
+        """Write what is left of TensorBoard's files, and tell if they are not whole."""
+        if self.summaries:
+            self.summaries.close()
+            if self.summaries.failure:
+                self.console.note(f"warning: TensorBoard's files are not complete: {self.summaries.failure}")
 
     def _done(self) -> float:
         """Return the share of the training that is done."""
