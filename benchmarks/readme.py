@@ -18,6 +18,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
+PRESETS = FOLDER.parent / "src" / "thumbnet" / "presets"
 README = FOLDER.parent / "README.md"
 TRAINED_ONCE = ("classic", *(f"cuda-convnet/{net}" for net in ("80sec", "18pct", "13pct", "11pct")))
 """Folders of the results of presets that were trained once, at length."""
@@ -125,8 +126,19 @@ def run_row(folder: str) -> str:
         f"| {minutes(result['train_seconds'])}, {result['steps']:,} steps "
         f"| {result['start_seconds']:.1f} s, {result['test_seconds']:.1f} s | {images_per_second:,.0f} | "
         f"| {result['memory_mib'] / 1024:.1f} GiB "
-        f"| `thumbnet train --preset {result['preset']}` |"
+        f"| `{command_of(recipe)}` |"
     )
+
+
+def command_of(recipe: dict[str, Any]) -> str:
+    """Return the command that trains as a run was trained, whose length may not be its preset's."""
+    name, epochs = recipe["preset"], recipe["train"]["epochs"]
+    preset = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
+    command = f"thumbnet train --preset {name}"
+    if epochs != preset["train"].get("epochs", 0):
+        stairs = ",".join(f"{epoch:g}" for epoch in recipe["schedule"]["at_epochs"])
+        command += f" --epochs {epochs:g} --set 'schedule.at_epochs=[{stairs}]'"
+    return command
 
 
 def times_to() -> list[str]:

@@ -5,6 +5,8 @@ from types import ModuleType
 
 import pytest
 
+from thumbnet.config import load_preset, recipe_to_dict
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -125,6 +127,16 @@ def test_the_row_of_a_preset(readme: ModuleType) -> None:
         "| 10.5 min (10.0 min to 11.0 min) | 2.4 s, 10.5 s | 1,234, 56 % of the limit | 1.23 "
         "| 1.5 GiB | `thumbnet train --preset wide` |"
     )
+
+
+def test_the_command_says_where_a_run_was_shorter_than_its_preset(readme: ModuleType) -> None:
+    recipe = recipe_to_dict(load_preset("cuda-convnet-11pct"))
+    assert readme.command_of(recipe) == "thumbnet train --preset cuda-convnet-11pct"
+    recipe["train"]["epochs"] = 200.0
+    recipe["schedule"]["at_epochs"] = [180.0, 190.5]
+    shorter = "--epochs 200 --set 'schedule.at_epochs=[180,190.5]'"
+    assert readme.command_of(recipe) == f"thumbnet train --preset cuda-convnet-11pct {shorter}"
+    assert readme.command_of(recipe_to_dict(load_preset("classic"))) == "thumbnet train --preset classic"
 
 
 def test_what_was_trained_without_newer_instructions(
