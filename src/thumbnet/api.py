@@ -14,6 +14,7 @@ from thumbnet.config import (
     PrecisionName,
     Recipe,
     TrainConfig,
+    insist_within,
     load_preset,
     load_recipe,
     recipe_from_dict,
@@ -194,8 +195,9 @@ def evaluate(
     _insist("split", split, Split)
     _insist("weights", weights, Weights)
     _insist("precision", precision, PrecisionName)
-    _insist_positive("limit", limit)
-    _insist_positive("batch_size", batch_size)
+    for what, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None:
+            insist_within(what, value, 1)
     engine.prepare(threads)
     tell = _teller(quiet)
     found, checkpoint = _find(run, out, checkpoint)
@@ -288,11 +290,6 @@ def _insist(what: str, value: str | None, names: Any) -> None:
     known: tuple[str, ...] = get_args(names)
     if value is not None and value not in known:
         raise UsageError(f"{what} is {value!r}{did_you_mean(str(value), known)}")
-
-
-def _insist_positive(what: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise UsageError(f"{what} is {value}: it must be at least 1")
 
 
 def _path(path: PathLike | None) -> Path | None:

@@ -205,39 +205,39 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check every value against its limits; raises `UsageError` that names key, value and limit."""
-        _limit("seed", self.seed, 0, 2**63 - 1)
-        _limit("data.validation", self.data.validation, 0)
+        insist_within("seed", self.seed, 0, 2**63 - 1)
+        insist_within("data.validation", self.data.validation, 0)
         if self.data.validation > 1 and self.data.validation % 1:
             raise UsageError(
                 f"data.validation is {self.data.validation}: it must be a whole number of images, or a share below 1"
             )
-        _limit("data.image_size", self.data.image_size, 4, 1024)
-        _limit("distort.crop", self.distort.crop, 1, 4096)
-        _limit("distort.pad", self.distort.pad, 0, 64)
-        _limit("distort.cutout", self.distort.cutout, 0, self.distort.crop)
-        _limit("distort.brightness", self.distort.brightness, 0, 255)
+        insist_within("data.image_size", self.data.image_size, 4, 1024)
+        insist_within("distort.crop", self.distort.crop, 1, 4096)
+        insist_within("distort.pad", self.distort.pad, 0, 64)
+        insist_within("distort.cutout", self.distort.cutout, 0, self.distort.crop)
+        insist_within("distort.brightness", self.distort.brightness, 0, 255)
         low, high = self.distort.contrast
-        _limit("distort.contrast, lower end", low, 0, high)
-        _limit("distort.contrast, upper end", high, low, 100)
-        _limit("input.batch_size", self.input.batch_size, 1)
-        _limit("input.pool", self.input.pool, 0, 1)
-        _limit("input.pool_mib", self.input.pool_mib, 1)
-        _limit("optimizer.learning_rate", self.optimizer.learning_rate, 0)
-        _limit("optimizer.momentum", self.optimizer.momentum, 0, 1, below=True)
-        _limit("optimizer.muon_momentum", self.optimizer.muon_momentum, 0, 1, below=True)
+        insist_within("distort.contrast, lower end", low, 0, high)
+        insist_within("distort.contrast, upper end", high, low, 100)
+        insist_within("input.batch_size", self.input.batch_size, 1)
+        insist_within("input.pool", self.input.pool, 0, 1)
+        insist_within("input.pool_mib", self.input.pool_mib, 1)
+        insist_within("optimizer.learning_rate", self.optimizer.learning_rate, 0)
+        insist_within("optimizer.momentum", self.optimizer.momentum, 0, 1, below=True)
+        insist_within("optimizer.muon_momentum", self.optimizer.muon_momentum, 0, 1, below=True)
         for layer, decay in self.optimizer.weight_decay.items():
-            _limit(f"optimizer.weight_decay.{layer}", decay, 0)
+            insist_within(f"optimizer.weight_decay.{layer}", decay, 0)
         for layer, rate in self.optimizer.rates.items():
-            _limit(f"optimizer.rates.{layer}", rate, 0)
+            insist_within(f"optimizer.rates.{layer}", rate, 0)
         for layer, share in self.optimizer.freeze_after.items():
-            _limit(f"optimizer.freeze_after.{layer}", share, 0, 1)
-        _limit("train.label_smoothing", self.train.label_smoothing, 0, 1, below=True)
-        _limit("schedule.every_epochs", self.schedule.every_epochs, 1e-6)
-        _limit("schedule.factor", self.schedule.factor, 0, 1)
+            insist_within(f"optimizer.freeze_after.{layer}", share, 0, 1)
+        insist_within("train.label_smoothing", self.train.label_smoothing, 0, 1, below=True)
+        insist_within("schedule.every_epochs", self.schedule.every_epochs, 1e-6)
+        insist_within("schedule.factor", self.schedule.factor, 0, 1)
         for epoch in self.schedule.at_epochs:
-            _limit("schedule.at_epochs", epoch, 0)
-        _limit("evaluation.views_share", self.evaluation.views_share, 0, 1)
-        _limit("average.decay", self.average.decay, 0, 1, below=True)
+            insist_within("schedule.at_epochs", epoch, 0)
+        insist_within("evaluation.views_share", self.evaluation.views_share, 0, 1)
+        insist_within("average.decay", self.average.decay, 0, 1, below=True)
         for name in (
             "steps",
             "epochs",
@@ -247,9 +247,9 @@ class Recipe:
             "checkpoint_every_steps",
             "checkpoint_every_s",
         ):
-            _limit(f"train.{name}", getattr(self.train, name), 0)
+            insist_within(f"train.{name}", getattr(self.train, name), 0)
         for name in ("log_every", "keep"):
-            _limit(f"train.{name}", getattr(self.train, name), 1)
+            insist_within(f"train.{name}", getattr(self.train, name), 1)
         if self.train.steps and self.train.epochs:
             raise UsageError(
                 f"train.steps ({self.train.steps}) and train.epochs ({self.train.epochs:g}) are both set: set one to 0"
@@ -266,11 +266,11 @@ class Recipe:
         if len(fractions) < 2 or fractions[0] != 0 or fractions[-1] != 1 or sorted(set(fractions)) != fractions:
             raise UsageError(f"schedule.points: fractions must rise from 0 to 1, found {fractions}")
         for fraction, factor in self.schedule.points:
-            _limit("a fraction of schedule.points", fraction, 0, 1)
-            _limit("a factor of schedule.points", factor, 0)
+            insist_within("a fraction of schedule.points", fraction, 0, 1)
+            insist_within("a factor of schedule.points", factor, 0)
 
 
-def _limit(key: str, value: float, low: float, high: float = math.inf, *, below: bool = False) -> None:
+def insist_within(key: str, value: float, low: float, high: float = math.inf, *, below: bool = False) -> None:
     """Raise `UsageError` unless low <= value <= high (value < high if `below`); NaN and infinity are outside."""
     if math.isfinite(value) and low <= value <= high and not (below and value == high):
         return

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thumbnet.config import PrecisionName
+from thumbnet.config import PrecisionName, insist_within
 from thumbnet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ def prepare(threads: int | None = None) -> None:
     Raises:
         UsageError: fewer than one thread is asked for.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}: it must be at least 1")
+    if threads is not None:
+        insist_within("threads", threads, 1)
     import torch
 
     torch.set_num_threads(threads or usable_cores())

@@ -126,12 +126,16 @@ def test_damaged_checkpoint_that_was_asked_for_is_an_error(make_run, splits):
         Evaluator(run, splits, "test", weights=BOTH, precision=FP32).evaluate(20)
 
 
-def test_all_damaged_is_an_error(make_run, splits, notes):
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("evaluate_latest", "none of the 2 checkpoints"), ("evaluate_all", "no checkpoint that can be used")],
+)
+def test_all_damaged_is_an_error(what, message, make_run, splits, notes):
     run = make_run(10, 20)
     for step in (10, 20):
         flip_a_bit(run.checkpoints.path(step) / "model.safetensors")
-    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
-        Evaluator(run, splits, "test", weights=BOTH, precision=FP32).evaluate_latest(notes.append)
+    with pytest.raises(CheckpointError, match=message):
+        getattr(Evaluator(run, splits, "test", weights=BOTH, precision=FP32), what)(notes.append)
     assert len(notes) == 2
 
 
@@ -157,15 +161,6 @@ def test_all_that_can_be_used_are_evaluated_and_the_others_named(make_run, split
     assert notes[0].startswith("warning: ")
     assert "step-00000020/model.safetensors" in notes[0]
     assert notes[1:] == ["step 30: its checkpoint was deleted before it was read"]
-
-
-def test_when_none_of_all_can_be_used(make_run, splits, notes):
-    run = make_run(10, 20)
-    for step in (10, 20):
-        flip_a_bit(run.checkpoints.path(step) / "model.safetensors")
-    with pytest.raises(CheckpointError, match="no checkpoint that can be used"):
-        Evaluator(run, splits, "test", weights=BOTH, precision=FP32).evaluate_all(notes.append)
-    assert len(notes) == 2
 
 
 @pytest.mark.parametrize("what", ["evaluate_latest", "evaluate_all"])

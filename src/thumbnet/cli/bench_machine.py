@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.flags import duration, make_writable, note
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import ThumbnetError, UsageError
 
 if TYPE_CHECKING:
     from thumbnet.config import Recipe
@@ -99,7 +99,6 @@ def hold_back(isa: str) -> None:
         UsageError: the processor lacks it.
     """
     from thumbnet import engine
-    from thumbnet.errors import UsageError
 
     held = INSTRUCTION_SETS[isa]
     if not engine.has_level(engine.LEVEL_OF_CAP[held["ONEDNN_MAX_CPU_ISA"]]):

@@ -20,7 +20,7 @@ from typing import IO, overload
 import numpy as np
 from PIL import Image
 
-from thumbnet.config import PrecisionName
+from thumbnet.config import PrecisionName, insist_within
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.decode import PictureError, decode_picture
 from thumbnet.data.records import RecordFormat, RecordPart
@@ -148,8 +148,7 @@ class Predictor:
             DataError: a file cannot be read; names it.
             UsageError: something is no picture, or `top` is less than 1.
         """
-        if top < 1:
-            raise UsageError(f"top is {top}: it must be at least 1")
+        insist_within("top", top, 1)
         one = isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) < 4
         several: list[Picture] = [pictures] if one else list(pictures)  # type: ignore[list-item, arg-type]
         told = [
