@@ -181,12 +181,12 @@ from thumbnet.data import picture_cache
 from thumbnet.data.folder import list_pictures
 def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
-setattr(picture_cache if sys.argv[1] == "_sync" else Path, sys.argv[1], killed)
+setattr(picture_cache if sys.argv[1] == "sync" else Path, sys.argv[1], killed)
 picture_cache.decode_listing(list_pictures(Path(sys.argv[2])), 8, Path(sys.argv[3]), print)
 """
 
 
-@pytest.mark.parametrize("stage", ["_sync", "rename"])
+@pytest.mark.parametrize("stage", ["sync", "rename"])
 def test_a_killed_decoding_leaves_the_old_records_or_none(stage: str, folder: Path, decode, tmp_path: Path):
     for _ in range(2):  # with none before, with others before
         arguments = [sys.executable, "-c", KILLED, stage, str(folder), str(tmp_path / "cache")]

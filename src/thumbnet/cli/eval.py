@@ -202,7 +202,7 @@ def _open_events(folder: Path) -> EventFile:
 @contextlib.contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
     """Tell of a folder that cannot be written to, and of the flag that chooses another."""
-    from thumbnet.runs.files import write_error
+    from thumbnet.files import write_error
 
     try:
         yield

@@ -36,6 +36,7 @@ from thumbnet.data.lock import locked
 from thumbnet.data.progress import transfer
 from thumbnet.data.records import RecordFormat, RecordPart, map_records
 from thumbnet.errors import DataError
+from thumbnet.files import sync
 from thumbnet.printing import printable
 
 FORMAT = 1
@@ -170,11 +171,11 @@ def _fill(listing: Listing, numbers: np.ndarray, size: int, folder: Path, key: s
             (new / UNREADABLE).write_text("".join(lines), encoding="utf-8")
         (new / INDEX).write_text(json.dumps({"key": key, "sizes": sizes, "bad": bad}), encoding="utf-8")
         for path in (*new.iterdir(), new):
-            _sync(path)
+            sync(path)
         if folder.exists():
             folder.rename(work / "old")
         new.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return bad
@@ -197,12 +198,3 @@ def _reserve(path: Path, length: int) -> None:
             os.posix_fallocate(file.fileno(), 0, length)
         else:
             file.truncate(length)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,10 +6,9 @@ its final name is whole. Of two processes that start at once, one fetches and th
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -24,10 +23,12 @@ from thumbnet.data.verify import (
     check_files,
     digest_matches,
     file_matches,
+    hashed,
     missing_files,
     new_hash,
 )
 from thumbnet.errors import DataError
+from thumbnet.files import Pieces, sync, write_new_file
 
 Note = Callable[[str], None]
 
@@ -115,7 +116,7 @@ def _fetch(dataset: RecordSet, root: Path, folder: Path, *, offline: bool, note:
     raise DataError(_advice(dataset, root, folder, tried, offline=offline))
 
 
-Files = Iterator[tuple[RecordFile, Iterable[bytes | memoryview]]]
+Files = Iterator[tuple[RecordFile, Pieces]]
 
 
 def _sources(
@@ -199,24 +200,15 @@ def _check_archive(path: Path, size_bytes: int, digest: str) -> None:
         raise DataError(f"it cannot be read: {error.strerror or error}") from error
 
 
-def _place(work: Path, folder: Path, file: RecordFile, chunks: Iterable[bytes | memoryview]) -> None:
+def _place(work: Path, folder: Path, file: RecordFile, chunks: Pieces) -> None:
     """Write a file beside its place, and rename it into it once it is known to be right and safely on disk."""
     beside, state = work / file.name, new_hash(file.digest)
-    with beside.open("wb") as output:
-        for chunk in chunks:
-            state.update(chunk)
-            output.write(chunk)
-        output.flush()
-        os.fsync(output.fileno())
+    write_new_file(beside, hashed(chunks, state))
     if not digest_matches(state, file.digest):
         raise DataError(f"the {file.digest.partition(':')[0].upper()} of its {file.name} is not the published one")
     folder.mkdir(exist_ok=True)
     beside.replace(folder / file.name)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # a rename is safe once its folder is on disk
-    finally:
-        os.close(descriptor)
+    sync(folder)
 
 
 def _advice(dataset: RecordSet, root: Path, folder: Path, tried: list[str], *, offline: bool) -> str:

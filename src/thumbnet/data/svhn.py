@@ -7,7 +7,6 @@ once into records, with label 0 for 0, and from then on the data set is one of r
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from thumbnet.data.download import download
 from thumbnet.data.lock import locked
 from thumbnet.data.progress import transfer
 from thumbnet.data.records import RecordFormat
-from thumbnet.data.verify import check_files, file_matches, new_hash
+from thumbnet.data.verify import check_files, file_matches, hashed, new_hash
 from thumbnet.errors import DataError
+from thumbnet.files import replace_file
 
 FOLDER = "svhn"
 """Folder of the records, and of files fetched, in the cache."""
@@ -258,29 +258,14 @@ def _convert(path: Path, file: MatFile, folder: Path, note: Note) -> None:
     """
     note(f"{file.archive.name}: converting {file.images:,} pictures, which is done once")
     images_HWCN, labels = read_mat(path, file.images)
+    parts = (slice(start, start + _RECORDS_AT_A_TIME) for start in range(0, file.images, _RECORDS_AT_A_TIME))
+    records = (
+        LAYOUT.pack(images_HWCN[..., part].transpose(3, 0, 1, 2), labels[part]).reshape(-1).data for part in parts
+    )
     state = new_hash("sha256:")
-    beside = folder / f".tmp-{file.records}"
-    with beside.open("wb") as output:
-        for start in range(0, file.images, _RECORDS_AT_A_TIME):
-            part = slice(start, start + _RECORDS_AT_A_TIME)
-            records = LAYOUT.pack(images_HWCN[..., part].transpose(3, 0, 1, 2), labels[part])
-            state.update(records.data)
-            output.write(records.data)
-        output.flush()
-        os.fsync(output.fileno())
-    beside.replace(folder / file.records)
+    replace_file(folder / file.records, hashed(records, state))
     converted = _read_converted(folder) | {file.records: f"sha256:{state.hexdigest()}"}
-    _replace(folder / _CONVERTED, json.dumps(converted, indent=1).encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Give a file new content, whole or not at all."""
-    beside = path.with_name(f".tmp-{path.name}")
-    with beside.open("wb") as output:
-        output.write(data)
-        output.flush()
-        os.fsync(output.fileno())
-    beside.replace(path)
+    replace_file(folder / _CONVERTED, [json.dumps(converted, indent=1).encode()])
 
 
 def read_mat(path: Path, images: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from thumbnet.data.description import RecordFile, RecordSet
 from thumbnet.data.records import map_records
 from thumbnet.errors import DataError
+from thumbnet.files import Pieces
 
 MARKER = ".verified.json"
 """File beside the records that says which of them were hashed, by size and time of last change."""
@@ -35,6 +36,13 @@ class FileReport:
 def new_hash(digest: str) -> hashlib._Hash:
     """Return an empty hash of the kind of ``sha256:...`` or ``md5:...``; MD5 tells damage, not malice."""
     return hashlib.new(digest.partition(":")[0], usedforsecurity=False)
+
+
+def hashed(pieces: Pieces, state: hashlib._Hash) -> Iterator[bytes | memoryview]:
+    """Yield the pieces of a file, each taken into the hash on its way."""
+    for piece in pieces:
+        state.update(piece)
+        yield piece
 
 
 def digest_matches(state: hashlib._Hash, digest: str) -> bool:

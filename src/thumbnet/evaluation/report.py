@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from thumbnet.evaluation.metrics import Metrics
 from thumbnet.evaluation.plots import classes_png, confusion_png, reliability_png
+from thumbnet.files import replace_file
 from thumbnet.printing import printable
 from thumbnet.runs.checkpoint import folder_name
-from thumbnet.runs.files import replace_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -217,7 +217,7 @@ def write_contents(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        replace_file(folder / name, content)
+        replace_file(folder / name, [content])
     return [folder / name for name in contents]
 
 

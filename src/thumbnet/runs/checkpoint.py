@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from thumbnet.errors import CheckpointError
-from thumbnet.runs.files import read_regular_file, remedy, sync_folder, write_new_file
+from thumbnet.files import read_regular_file, remedy, sync, write_new_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -118,13 +118,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, metric: float | Non
         beside.mkdir()
         try:
             for name, data in files.items():
-                write_new_file(beside / name, data)
-            sync_folder(beside)
+                write_new_file(beside / name, [data])
+            sync(beside)
             _commit(beside, final)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        sync_folder(folder)
+        sync(folder)
     except OSError as error:
         size_mib = sum(map(len, files.values())) / 2**20
         state, then = "There is none before it", "start again"

@@ -15,7 +15,7 @@ from typing import Any
 from thumbnet.data import known_class_names
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import CheckpointError, DataError
-from thumbnet.runs.files import read_regular_file, replace_file, write_error
+from thumbnet.files import read_regular_file, replace_file, write_error
 
 DATA_FILE = "data.json"
 _LIMIT_BYTES = 64 * 2**20  # 65,536 classes with names of a thousand letters
@@ -63,7 +63,7 @@ def write_facts(run: Path, splits: Splits) -> None:
     """
     text = json.dumps(dataclasses.asdict(facts_of(splits)), indent=2) + "\n"
     try:
-        replace_file(run / DATA_FILE, text.encode())
+        replace_file(run / DATA_FILE, [text.encode()])
     except OSError as error:
         raise write_error(run / DATA_FILE, error) from error
 

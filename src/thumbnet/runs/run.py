@@ -39,8 +39,8 @@ from thumbnet import engine
 from thumbnet.config import Recipe, load_recipe, recipe_to_dict
 from thumbnet.distributed.place import job_of
 from thumbnet.errors import CheckpointError, ThumbnetError, UsageError
+from thumbnet.files import is_disk_full, remedy, replace_file, write_error
 from thumbnet.runs.checkpoint import tidy_folder
-from thumbnet.runs.files import is_disk_full, remedy, replace_file, write_error
 from thumbnet.runs.store import CheckpointStore
 
 RUN_FILE, RECIPE_FILE, RESULT_FILE = "run.json", "recipe.toml", "result.json"
@@ -83,9 +83,9 @@ class Run:
             path = _make_folder(out, recipe, name)
             (path / "checkpoints").mkdir()
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-            replace_file(path / RECIPE_FILE, tomli_w.dumps(recipe_to_dict(recipe)).encode())
+            replace_file(path / RECIPE_FILE, [tomli_w.dumps(recipe_to_dict(recipe)).encode()])
             # Last, since this file makes the folder a run.
-            replace_file(path / RUN_FILE, _json_bytes(_describe_run(path.name, recipe, created, data_dir)))
+            replace_file(path / RUN_FILE, [_json_bytes(_describe_run(path.name, recipe, created, data_dir))])
         except OSError as error:
             if path is not None:
                 shutil.rmtree(path, ignore_errors=True)
@@ -233,7 +233,7 @@ class Run:
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         try:
-            replace_file(self.path / METRICS_FILE, text.encode())
+            replace_file(self.path / METRICS_FILE, [text.encode()])
             (self.path / RESULT_FILE).unlink(missing_ok=True)
         except OSError as error:
             raise write_error(self.path, error) from error
@@ -245,7 +245,7 @@ class Run:
             ThumbnetError: the disk is full or refuses.
         """
         try:
-            replace_file(self.path / RECIPE_FILE, tomli_w.dumps(recipe_to_dict(recipe)).encode())
+            replace_file(self.path / RECIPE_FILE, [tomli_w.dumps(recipe_to_dict(recipe)).encode()])
         except OSError as error:
             raise write_error(self.path / RECIPE_FILE, error) from error
         self.recipe = recipe
@@ -263,7 +263,7 @@ class Run:
             ThumbnetError: the disk is full or refuses.
         """
         try:
-            replace_file(self.path / RESULT_FILE, _json_bytes(_finite_or_none(result)))
+            replace_file(self.path / RESULT_FILE, [_json_bytes(_finite_or_none(result))])
         except OSError as error:
             raise write_error(self.path / RESULT_FILE, error) from error
 

@@ -26,12 +26,12 @@ from thumbnet.evaluation.evaluate import evaluate_views
 from thumbnet.evaluation.evaluator import Evaluation
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
+from thumbnet.files import write_error
 from thumbnet.input.distort import draw, prepare
 from thumbnet.models import build_model
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.event_file import EventFile
 from thumbnet.runs.facts import read_facts, write_facts
-from thumbnet.runs.files import write_error
 from thumbnet.runs.run import Run
 from thumbnet.runs.transfer import pack_checkpoint, unpack_checkpoint
 from thumbnet.training.adapt import fit_to_examples

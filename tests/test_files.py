@@ -1,10 +1,11 @@
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from thumbnet.runs.files import read_regular_file, remedy, replace_file, sync_folder, write_error, write_new_file
+from thumbnet.files import read_regular_file, remedy, replace_file, sync, write_error, write_new_file
 
 
 def names(folder: Path) -> list[str]:
@@ -14,31 +15,31 @@ def names(folder: Path) -> list[str]:
 def test_a_new_file_is_written_whole_even_in_parts(tmp_path, monkeypatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
-    write_new_file(tmp_path / "a", b"0123456789")
+    write_new_file(tmp_path / "a", [b"01234", memoryview(b"56789")])
     assert (tmp_path / "a").read_bytes() == b"0123456789"
     with pytest.raises(FileExistsError):
-        write_new_file(tmp_path / "a", b"")
+        write_new_file(tmp_path / "a", [])
 
 
 def test_replace(tmp_path):
     path = tmp_path / "a"
     (tmp_path / ".tmp-a").write_bytes(b"left by a kill")
-    replace_file(path, b"one")
-    replace_file(path, b"two")
+    replace_file(path, [b"one"])
+    replace_file(path, [b"two"])
     assert path.read_bytes() == b"two"
     assert names(tmp_path) == ["a"]
 
 
 def test_a_failed_replace_keeps_the_old_content(tmp_path, monkeypatch):
     path = tmp_path / "a"
-    replace_file(path, b"old")
+    replace_file(path, [b"old"])
 
     def fail(*args: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output"):
-        replace_file(path, b"new")
+        replace_file(path, [b"new"])
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
 
@@ -57,11 +58,25 @@ def test_reading_is_bounded_and_never_blocks(tmp_path):
         read_regular_file(tmp_path / "b", 100)
 
 
-def test_sync_folder_needs_a_folder(tmp_path):
-    sync_folder(tmp_path)
+def test_a_replace_whose_pieces_end_in_an_error_keeps_the_old_content(tmp_path):
+    def pieces() -> Iterator[bytes]:
+        yield b"half"
+        raise ValueError("damaged")
+
+    path = tmp_path / "a"
+    replace_file(path, [b"old"])
+    with pytest.raises(ValueError, match="damaged"):
+        replace_file(path, pieces())
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_sync_takes_files_and_folders(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(NotADirectoryError):
-        sync_folder(tmp_path / "file")
+    sync(tmp_path / "file")
+    sync(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sync(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from thumbnet.errors import ThumbnetError
@@ -12,37 +13,41 @@ from thumbnet.errors import ThumbnetError
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
+Pieces = Iterable[bytes | memoryview]
+"""Content of a file; the views are of bytes."""
 
-def write_new_file(path: Path, data: bytes) -> None:
-    """Write a file that does not exist yet and wait until it is on the disk.
+
+def write_new_file(path: Path, pieces: Pieces) -> None:
+    """Write a file that does not exist yet, piece by piece, and wait until it is on the disk.
 
     Raises:
         OSError: the file exists, or the disk refuses.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        rest = memoryview(data)
-        while rest:  # a disk that is nearly full takes a part, and refuses the next write
-            rest = rest[os.write(descriptor, rest) :]
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:  # a disk that is nearly full takes a part, and refuses the next write
+                rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk: a rename is not durable before.
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk: a rename is not durable before its folder is.
 
     Raises:
         OSError: the disk refuses.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, pieces: Pieces) -> None:
     """Give a file new content: readers see the old one or the new one, never a part.
 
     Raises:
@@ -51,12 +56,12 @@ def replace_file(path: Path, data: bytes) -> None:
     beside = path.with_name(f".tmp-{path.name}")
     beside.unlink(missing_ok=True)
     try:
-        write_new_file(beside, data)
+        write_new_file(beside, pieces)
         beside.rename(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def read_regular_file(path: Path, limit_bytes: int) -> bytes:
