@@ -7,8 +7,9 @@ them, in the same run, the machine's limit (a bfloat16 matrix product, or float3
 one training step with and without the compiled kernels are measured, alternating: without them the same network runs in
 plain eager PyTorch, channels-last, with the same allocator settings. Each preset gets a file under benchmarks/results/.
 
-A preset that trains for an hour need not have all its seeds in one sitting: `--add` keeps the runs that its file has.
-Accuracies are of all of them, times of those that had the most threads.
+A preset that trains for an hour need not have all its seeds in one sitting, nor one after the other: `--add` keeps the
+runs that its file has in the end. Accuracies are of all of them, times of those that had the most threads; steps and
+limit are measured anew, which is all that `--add --seeds 0` does.
 
 As on a processor without bf16 and AVX-512:
 
@@ -52,10 +53,9 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     for preset in args.presets:
         path = args.out / f"preset-{preset}.json"
-        earlier = json.loads(path.read_text(encoding="utf-8"))["runs"] if args.add else []
-        if again := {run["seed"] for run in earlier}.intersection(seeds_of(args)):
+        if again := {run["seed"] for run in earlier_runs(path, args)}.intersection(seeds_of(args)):
             parser.error(f"{path} has seed {min(again)} already: give another --first-seed")
-        result = benchmark(preset, args, earlier)
+        result = benchmark(preset, args, path)
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"{path}\n{json.dumps({key: result[key] for key in result if key not in ('runs', 'machine')}, indent=2)}")
     return 0
@@ -66,8 +66,16 @@ def seeds_of(args: argparse.Namespace) -> range:
     return range(args.first_seed, args.first_seed + args.seeds)
 
 
-def benchmark(preset: str, args: argparse.Namespace, earlier: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return everything about one preset, whose earlier runs had other seeds."""
+def earlier_runs(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the runs to keep of a results file; none if there is no such file yet."""
+    if not args.add or not path.exists():
+        return []
+    runs: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    return runs
+
+
+def benchmark(preset: str, args: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Return everything about one preset, whose earlier runs, of other seeds, are in a file."""
     from thumbnet import engine
     from thumbnet.cli.doctor import describe_machine
     from thumbnet.config import load_preset
@@ -77,10 +85,12 @@ def benchmark(preset: str, args: argparse.Namespace, earlier: list[dict[str, Any
     for _ in range(ROUNDS):
         for engine_name, found in steps.items():
             found.append(step_apart(preset, kernels=engine_name == "kernels"))
-    runs = list(earlier)
+    new = []
     for seed in seeds_of(args):
-        runs.append(train(preset, seed, args.data_dir))
-        print(f"{preset}, seed {seed}: {json.dumps(runs[-1]['test'])}, {runs[-1]['train_seconds']:.1f} s", flush=True)
+        new.append(train(preset, seed, args.data_dir))
+        print(f"{preset}, seed {seed}: {json.dumps(new[-1]['test'])}, {new[-1]['train_seconds']:.1f} s", flush=True)
+    # Read now, not before: other seeds may have been trained meanwhile, on another core.
+    runs = sorted([*earlier_runs(path, args), *new], key=lambda run: int(run["seed"]))
     limit = statistics.median(found["matmul_tflops"] for found in steps["kernels"])
     macs = multiply_adds(preset)
     images = runs[0]["steps"] * recipe.input.batch_size

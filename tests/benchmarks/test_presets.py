@@ -2,6 +2,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,25 +35,42 @@ def test_an_unknown_preset_fails_and_says_so() -> None:
     assert "did you mean 'fast'" in done.stderr
 
 
-def test_seeds_of_a_second_sitting_join_those_of_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def pretended_run(seed: int) -> dict:
+    """Return what a training would: seed 0 had one thread, the others two."""
+    threads = 1 if seed == 0 else 2
+    names = ("train_seconds", "start_seconds", "images_per_second", "memory_mib")
+    figures = dict.fromkeys(names, 60.0 / threads)
+    return {"seed": seed, "threads": threads, "steps": 10, **figures, "test": {"raw": {"accuracy": 0.9 + seed / 100}}}
+
+
+@pytest.fixture
+def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
+    """Run the script without training or measuring anything; returns the content of its file.
+
+    `meanwhile`, if given, is called during the first training.
+    """
     module = load_script()
 
-    def train(_preset: str, seed: int, _data_dir: Path | None) -> dict:
-        threads = 1 if seed == 0 else 2
-        times = dict.fromkeys(("train_seconds", "start_seconds", "images_per_second", "memory_mib"), 60.0 / threads)
-        return {"seed": seed, "threads": threads, "steps": 10, **times, "test": {"raw": {"accuracy": 0.9 + seed / 100}}}
+    def run(*arguments: str, meanwhile: Callable[[], object] | None = None) -> dict:
+        calls = [meanwhile] if meanwhile else []
 
-    monkeypatch.setattr(module, "train", train)
-    monkeypatch.setattr(module, "multiply_adds", lambda _: 1_000)
-    monkeypatch.setattr(module, "step_apart", lambda *_, **__: {"images_per_second": 5.0, "matmul_tflops": 1.0})
+        def train(_preset: str, seed: int, _data_dir: Path | None) -> dict:
+            if calls:
+                calls.pop()()
+            return pretended_run(seed)
 
-    def sit(*arguments: str) -> dict:
-        monkeypatch.setattr(sys, "argv", ["presets.py", "svhn", "--out", str(tmp_path), *arguments])
-        module.main()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "train", train)
+            patch.setattr(module, "multiply_adds", lambda _: 1_000)
+            patch.setattr(module, "step_apart", lambda *_, **__: {"images_per_second": 5.0, "matmul_tflops": 1.0})
+            patch.setattr(sys, "argv", ["presets.py", "svhn", "--out", str(tmp_path), *arguments])
+            module.main()
         return json.loads((tmp_path / "preset-svhn.json").read_text())
 
+    return run
+
+
+def test_seeds_of_a_second_sitting_join_those_of_the_first(sit, capsys: pytest.CaptureFixture[str]) -> None:
     sit("--seeds", "1")
     found = sit("--seeds", "2", "--first-seed", "1", "--add")
     assert [run["seed"] for run in found["runs"]] == [0, 1, 2]
@@ -61,6 +79,17 @@ def test_seeds_of_a_second_sitting_join_those_of_the_first(
     with pytest.raises(SystemExit):
         sit("--first-seed", "2", "--add")
     assert "has seed 2 already" in capsys.readouterr().err
+
+
+def test_seeds_trained_side_by_side_are_all_kept(sit) -> None:
+    found = sit("--add", "--seeds", "1", meanwhile=lambda: sit("--add", "--seeds", "1", "--first-seed", "1"))
+    assert [run["seed"] for run in found["runs"]] == [0, 1]
+
+
+def test_no_seed_measures_the_steps_anew(sit) -> None:
+    before = sit("--seeds", "2")
+    assert sit("--add", "--seeds", "0") == before
+    assert [run["seed"] for run in sit("--seeds", "1")["runs"]] == [0], "without --add the file begins anew"
 
 
 def test_a_step_is_measured_with_and_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
