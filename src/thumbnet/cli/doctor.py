@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from thumbnet.cli.flags import add_data_flags, add_engine_flags
+from thumbnet.cli.flags import add_data_dir_flag, add_engine_flags
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.set_defaults(parser=parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_data_flags(parser)
+    add_data_dir_flag(parser)
     add_engine_flags(parser)
 
 
@@ -84,8 +84,9 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
 
 def _kernel_uses(machine: dict[str, Any]) -> list[str]:
     """Return which parts of the networks run on kernels of our own."""
+    crops = f"distortions of the input: {'fused C kernels' if machine['kernels'] else 'NumPy'}"
     if machine["device"] != "cpu":
-        return [f"all networks: PyTorch's own, on {machine['device']}"]
+        return [crops, f"all networks: PyTorch's own, on {machine['device']}"]
     fused = "fused C kernels" if machine["kernels"] else "plain PyTorch"
     if machine["amx_kernels"]:
         products = "AMX kernels"
@@ -96,6 +97,7 @@ def _kernel_uses(machine: dict[str, Any]) -> list[str]:
     else:
         products = "PyTorch's own, there is no AMX or the system does not let this process use it"
     return [
+        crops,
         f"pooling, response normalization{'' if machine['amx_kernels'] else ', patches of local layers'}: {fused}",
         f"convolutions of the speed network, local layers: {products}",
     ]

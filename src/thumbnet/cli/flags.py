@@ -45,8 +45,13 @@ class Parser(argparse.ArgumentParser):
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where data is kept and whether the network may be used."""
-    parser.add_argument("--data-dir", "--data_dir", type=Path, metavar="DIR", help="where data sets are kept")
+    add_data_dir_flag(parser)
     parser.add_argument("--offline", action="store_true", help="never touch the network")
+
+
+def add_data_dir_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says where data is kept."""
+    parser.add_argument("--data-dir", "--data_dir", type=Path, metavar="DIR", help="where data sets are kept")
 
 
 def add_out_flag(parser: argparse.ArgumentParser) -> None:
