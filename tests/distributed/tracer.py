@@ -13,7 +13,7 @@ from thumbnet.distributed.place import place_of
 from thumbnet.training import measure_devices
 
 measure_devices.WARMUP_STEPS, measure_devices.TRACED_STEPS = 3, 4
-recipe = load_preset("classic", {"input.batch_size": 32})
+recipe = load_preset("classic", {"input.batch_size": 32, "train.grain": int(sys.argv[2])})
 with joined(place_of(os.environ), 60) as replicas:
     engine.prepare(1)
     figures = measure_devices.measure_steps(

@@ -33,6 +33,9 @@ def add_part(parts: Any) -> None:
     part.add_argument("--data", metavar="NAME", help="data set (the preset's)")
     part.add_argument("--batch-size", "--batch_size", type=whole_number, metavar="N", help="images over all devices")
     part.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32, bf16 or fp16")
+    part.add_argument(
+        "--grain", type=whole_number, metavar="N", help="images of one gradient, as `train --grain` has it"
+    )
     part.add_argument("--steps", type=whole_number, default=200, metavar="N", help="steps of a round (200)")
     part.add_argument("--rounds", type=whole_number, default=5, metavar="N", help="rounds (5)")
     part.add_argument(
@@ -96,6 +99,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         "preset": args.preset,
         "data": recipe.data.name,
         "batch_size": recipe.input.batch_size,
+        "grain": recipe.train.grain,
         "precision": several[0]["precision"],
         "steps_per_round": args.steps,
         "one": {"devices": 1, "threads": one[0]["threads"], "images_per_second": _spread(one)},
@@ -112,7 +116,9 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def _lines(result: dict[str, Any]) -> list[str]:
     """Return the measurement as a person reads it."""
-    lines, batch_size = [f"{result['preset']}, {result['data']}, {result['precision']}"], result["batch_size"]
+    grains = f", grains of {result['grain']}" if result["grain"] else ""
+    lines = [f"{result['preset']}, {result['data']}, {result['precision']}{grains}"]
+    batch_size = result["batch_size"]
     for part in (result["one"], result["several"]):
         speed, threads = part["images_per_second"], part["threads"]
         lines.append(
@@ -171,7 +177,12 @@ def _measure_as_replica(args: argparse.Namespace, place: Place) -> None:
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, object]:
-    wanted = {"data.name": args.data, "input.batch_size": args.batch_size, "train.precision": args.precision}
+    wanted = {
+        "data.name": args.data,
+        "input.batch_size": args.batch_size,
+        "train.precision": args.precision,
+        "train.grain": args.grain,
+    }
     return {key: value for key, value in wanted.items() if value is not None}
 
 

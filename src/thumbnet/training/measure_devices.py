@@ -13,8 +13,8 @@ import torch
 
 from thumbnet.config import Recipe
 from thumbnet.data.dataset import ImageDataset
+from thumbnet.distributed.exact import team_for
 from thumbnet.distributed.replicas import Replicas
-from thumbnet.distributed.team import Team
 from thumbnet.engine import Precision, device
 from thumbnet.input.pipeline import Batch, TrainingInput
 from thumbnet.monitor.health import GradientCheck
@@ -44,9 +44,8 @@ def measure_steps(
     """
     state = new_state(recipe, num_classes=len(dataset.class_names), channels=dataset.image_shape[2])
     batch_size = recipe.input.batch_size
-    team = Team(replicas, state.model, batch_size=batch_size, seconds=time.perf_counter)
+    team = team_for(replicas, state.model, batch_size=batch_size, grain=recipe.train.grain, seconds=time.perf_counter)
     check = GradientCheck(state.model)
-    share = replicas.share(batch_size)
 
     def train(batches: Iterator[Batch], count: int) -> None:
         for _ in range(count):
@@ -56,7 +55,7 @@ def measure_steps(
         result.figures.tolist()  # waits for a GPU, which computes behind the program's back
 
     with TrainingInput(
-        dataset, recipe.distort, recipe.input, seed=recipe.seed, share=share, device=device()
+        dataset, recipe.distort, recipe.input, seed=recipe.seed, share=team.share, device=device()
     ) as batches:
         train(batches, WARMUP_STEPS)
         waited_s, started_s = batches.wait_s, time.perf_counter()
