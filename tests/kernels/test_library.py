@@ -105,6 +105,16 @@ for build in forms:
             results.append((y.detach(), x.grad))
         for own, plain in zip(*results):
             torch.testing.assert_close(own, plain, rtol=2e-5, atol=2e-6)
+
+import numpy as np
+from thumbnet.config import DistortConfig
+from thumbnet.input import distort
+images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+config = DistortConfig(crop=30, pad=4, brightness=63.0, contrast=(0.2, 1.8))
+draws = distort.draw(len(images), config, images.shape[1:], seed=0, epoch=0)
+own = distort.distort(images, draws, config)
+distort.load_library = lambda: library.Library(handle=None, why="left out")
+assert torch.equal(own, distort.distort(images, draws, config)), "the input is another"
 """
 
 

@@ -4,7 +4,8 @@ They are pure functions of the pictures and of draws made beforehand, one entry 
 that what becomes of a picture depends on (seed, epoch, example) alone.
 
 Brightness, contrast and standardization are affine in the pixels of one channel, so all three are one multiplication
-and one addition, whose factors follow from sums over the pixels, which are exact integers.
+and one addition, whose factors follow from sums over the pixels, which are exact integers. Where there are compiled
+kernels, what passes over the pixels is C, and the same to the bit.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from thumbnet.config import DistortConfig
 from thumbnet.errors import UsageError
 from thumbnet.input.philox import Stream, between, integers
+from thumbnet.kernels import load_library
 
 DATASET_MEAN = (0.4914, 0.4822, 0.4465)
 """Mean of red, green and blue over the CIFAR-10 training set, on the scale 0..1."""
@@ -121,13 +123,7 @@ def distort(images_NHWC: np.ndarray, draws: Draws, config: DistortConfig) -> tor
     Returns:
         float32 [N, C, crop, crop] in channels-last memory format; a cut-out square is 0, the mean.
     """
-    pixels_NCHW = images_NHWC.transpose(0, 3, 1, 2)
-    if config.pad:
-        border = (config.pad, config.pad)
-        pixels_NCHW = np.pad(pixels_NCHW, ((0, 0), (0, 0), border, border), mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(pixels_NCHW, (config.crop, config.crop), axis=(2, 3))
-    crops_NCHW = windows[np.arange(len(windows)), :, draws.top, draws.left]
-    crops_NCHW[draws.flip] = crops_NCHW[draws.flip][..., ::-1]
+    crops_NCHW = _crop(images_NHWC.transpose(0, 3, 1, 2), draws, config)
     out_NHWC = _adjust(crops_NCHW, draws.contrast, draws.brightness, config)
     if config.cutout:
         for image_HWC, top, left in zip(out_NHWC, draws.cutout_top.tolist(), draws.cutout_left.tolist(), strict=True):
@@ -162,34 +158,84 @@ def _centre(side: int, crop: int) -> tuple[slice, slice]:
     return slice(taken, taken + length), slice(put, put + length)
 
 
+def _crop(pixels_NCHW: np.ndarray, draws: Draws, config: DistortConfig) -> np.ndarray:
+    """Return the crops, mirrored where that was drawn, uint8 [N, C, crop, crop], contiguous."""
+    count, channels, height, width = pixels_NCHW.shape
+    library = load_library()
+    if library.handle is not None:
+        if pixels_NCHW.strides[1:] != (height * width, width, 1):
+            pixels_NCHW = np.ascontiguousarray(pixels_NCHW)
+        crops = torch.empty(count, channels, config.crop, config.crop, dtype=torch.uint8)
+        # Copies: what was not drawn has its one value for all examples.
+        drawn = [np.array(draws.top, np.int64), np.array(draws.left, np.int64), np.array(draws.flip, np.uint8)]
+        sizes = (count, pixels_NCHW.strides[0], channels, height, width, config.crop, config.pad)
+        library.call("crop", crops, pixels_NCHW, *drawn, *sizes)
+        return crops.numpy()
+    if config.pad:
+        border = (config.pad, config.pad)
+        pixels_NCHW = np.pad(pixels_NCHW, ((0, 0), (0, 0), border, border), mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(pixels_NCHW, (config.crop, config.crop), axis=(2, 3))
+    crops_NCHW = windows[np.arange(count), :, draws.top, draws.left]
+    crops_NCHW[draws.flip] = crops_NCHW[draws.flip][..., ::-1]
+    return crops_NCHW
+
+
 def _adjust(
     crops_NCHW: np.ndarray, contrast_N: np.ndarray, brightness_N: np.ndarray, config: DistortConfig
 ) -> np.ndarray:
     """Apply brightness, contrast and standardization to uint8 crops; returns float32 [N, h, w, C], contiguous."""
     count, channels, height, width = crops_NCHW.shape
-    pixels_NCP = crops_NCHW.reshape(count, channels, height * width)
+    pixels = height * width
+    planes_NCP = crops_NCHW.reshape(count, channels, pixels)
     contrast_N1 = contrast_N[:, None].astype(np.float64)
-    mean_NC = pixels_NCP.sum(axis=2, dtype=np.uint32) / (height * width)
+    sum_NC, square_NC = _plane_sums(planes_NCP)
+    mean_NC = sum_NC / pixels
     # What follows works on x - centre, small whole numbers: exact in float32, and with no large numbers left to cancel
     # where a flat picture is blown up by its tiny deviation.
-    centre_NC = np.rint(mean_NC)
+    centre_NC = np.rint(mean_NC).astype(np.int64)
     rest_NC = mean_NC - centre_NC
-    values_NCP = pixels_NCP.astype(np.float32)
-    values_NCP -= centre_NC.astype(np.float32)[:, :, None]
     if config.standardize == "image":
-        variance_NC = np.vecdot(values_NCP, values_NCP) / (height * width) - rest_NC**2
+        variance_NC = (square_NC - centre_NC * (2 * sum_NC - pixels * centre_NC)) / pixels - rest_NC**2
         # Brightness moves the whole picture, so it goes away with the mean of the picture.
         level_NC = mean_NC - mean_NC.mean(axis=1, keepdims=True)
         # The variance of a picture is the mean of its channels' variances plus the variance of their means.
         deviation_N1 = np.sqrt((contrast_N1**2 * variance_NC + level_NC**2).mean(axis=1, keepdims=True))
-        divisor_NC = np.maximum(deviation_N1, 1 / np.sqrt(channels * height * width))
+        divisor_NC = np.maximum(deviation_N1, 1 / np.sqrt(channels * pixels))
     else:
         level_NC = mean_NC + brightness_N[:, None] - 255 * np.array(DATASET_MEAN)
         divisor_NC = 255 * np.array(DATASET_STD)[None, :] if config.standardize == "dataset" else np.ones((1, 1))
     # (contrast (x - mean) + level) / divisor
     scale_NC = contrast_N1 / divisor_NC
     shift_NC = level_NC / divisor_NC - rest_NC * scale_NC
-    values_NCP *= scale_NC.astype(np.float32)[:, :, None]
-    out_NPC = np.empty((count, height * width, channels), np.float32)
-    np.add(values_NCP, shift_NC.astype(np.float32)[:, :, None], out=out_NPC.transpose(0, 2, 1))
-    return out_NPC.reshape(count, height, width, channels)
+    factors_3NC = np.empty((3, count, channels), np.float32)
+    factors_3NC[0], factors_3NC[1], factors_3NC[2] = centre_NC, scale_NC, shift_NC
+    return _affine(planes_NCP, factors_3NC).reshape(count, height, width, channels)
+
+
+def _plane_sums(planes_NCP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of each plane's pixels and of their squares, int64 [N, C]."""
+    count, channels, pixels = planes_NCP.shape
+    library = load_library()
+    if library.handle is not None:
+        sum_NC, square_NC = np.empty((2, count, channels), np.int64)
+        library.call("plane_sums", torch.from_numpy(planes_NCP), sum_NC, square_NC, count * channels, pixels)
+        return sum_NC, square_NC
+    squares_NCP = np.square(planes_NCP, dtype=np.uint16)
+    return planes_NCP.sum(axis=2, dtype=np.int64), squares_NCP.sum(axis=2, dtype=np.int64)
+
+
+def _affine(planes_NCP: np.ndarray, factors_3NC: np.ndarray) -> np.ndarray:
+    """Return (planes - centre) * scale + shift, rounded to float32 after each of the three, [N, P, C], contiguous."""
+    count, channels, pixels = planes_NCP.shape
+    library = load_library()
+    if library.handle is not None:
+        out = torch.empty(count, pixels, channels)
+        library.call("affine", out, planes_NCP, *factors_3NC, count, channels, pixels)
+        return out.numpy()
+    centre_NC1, scale_NC1, shift_NC1 = factors_3NC[..., None]
+    values_NCP = planes_NCP.astype(np.float32)
+    values_NCP -= centre_NC1
+    values_NCP *= scale_NC1
+    out_NPC = np.empty((count, pixels, channels), np.float32)
+    np.add(values_NCP, shift_NC1, out=out_NPC.transpose(0, 2, 1))
+    return out_NPC

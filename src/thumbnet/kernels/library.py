@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 import torch
 
 from thumbnet.engine import LEVEL_OF_CAP, cpu_flags, cpu_name, has_level, isa_cap
 
-SOURCES = ("pool_norm.c", "speed_net.c", "local.c")
+SOURCES = ("pool_norm.c", "speed_net.c", "local.c", "distort.c")
 HEADERS = ("pool_norm.h", "amx.h", "bfloat16.h")
 FLAGS = (
     "-std=c11",
@@ -31,7 +32,7 @@ FLAGS = (
 )
 COMPILE_TIMEOUT_S = 300
 """Some seconds on a free core; but on one that is shared with much else, a minute has not been enough."""
-SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.uint8: "u8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +42,24 @@ class Library:
     handle: ctypes.CDLL | None
     why: str
 
-    def call(self, name: str, tensor: torch.Tensor, *arguments: torch.Tensor | float) -> None:
+    def call(self, name: str, tensor: torch.Tensor, *arguments: torch.Tensor | np.ndarray | float) -> None:
         """Call the kernel `name` for the element type of `tensor`, which is its first argument.
 
-        Tensors are passed as pointers, floats as C floats, integers as C longs; memory layout is the caller's duty.
+        Tensors and arrays are passed as pointers, floats as C floats, integers as C longs; their memory layout is up to
+        the caller.
         """
         assert self.handle is not None
         function = getattr(self.handle, f"{name}_{SUFFIXES[tensor.dtype]}")
         function(*(_c_argument(argument) for argument in (tensor, *arguments)))
 
 
-def _c_argument(argument: torch.Tensor | float) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_long:
-    if isinstance(argument, torch.Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_long(argument)
+def _c_argument(argument: torch.Tensor | np.ndarray | float) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_long:
+    # Numbers first: they are most, and asking whether something is a tensor takes longest.
+    if isinstance(argument, int):
+        return ctypes.c_long(argument)
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
+    return ctypes.c_void_p(argument.ctypes.data if isinstance(argument, np.ndarray) else argument.data_ptr())
 
 
 @functools.cache
