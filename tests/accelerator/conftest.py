@@ -7,6 +7,7 @@ takes down whatever would make the program wait for a real device, and refuses f
 
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +113,12 @@ class _Module(backend_registration._DummyBackendModule):  # type: ignore[misc]
 
 
 ACCELERATOR = Accelerator()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put these tests first, whatever was asked for: the first backward pass of a process fixes torch's devices."""
+    items.sort(key=lambda item: Path(__file__).parent not in item.path.parents)
 
 
 @pytest.fixture(scope="session")
