@@ -52,8 +52,18 @@ MACHINE = {"device": "cpu", "kernels": True, "amx_kernels": True, "precision": "
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({}, ["input: fused C kernels", "response normalization: fused C kernels", "speed network, local layers: AMX kernels"]),
-        ({"amx_kernels": False}, ["input", "patches of local layers: fused C kernels", "there is no AMX or the system"]),
+        (
+            {},
+            [
+                "input: fused C kernels",
+                "response normalization: fused C kernels",
+                "speed network, local layers: AMX kernels",
+            ],
+        ),
+        (
+            {"amx_kernels": False},
+            ["input", "patches of local layers: fused C kernels", "there is no AMX or the system"],
+        ),
         ({"amx_kernels": False, "precision": "fp32"}, ["input", "fused C kernels", "for bf16 and not fp32"]),
         ({"amx_kernels": False, "kernels": False}, ["input: NumPy", "plain PyTorch", "PyTorch's own"]),
         ({"device": "cuda"}, ["input: fused C kernels", "all networks: PyTorch's own, on cuda"]),

@@ -166,10 +166,9 @@ def _crop(pixels_NCHW: np.ndarray, draws: Draws, config: DistortConfig) -> np.nd
         if pixels_NCHW.strides[1:] != (height * width, width, 1):
             pixels_NCHW = np.ascontiguousarray(pixels_NCHW)
         crops = torch.empty(count, channels, config.crop, config.crop, dtype=torch.uint8)
-        # Copies: what was not drawn has its one value for all examples.
-        drawn = [np.array(draws.top, np.int64), np.array(draws.left, np.int64), np.array(draws.flip, np.uint8)]
+        top, left, flip = draws.top.astype(np.int64), draws.left.astype(np.int64), draws.flip.astype(np.uint8)
         sizes = (count, pixels_NCHW.strides[0], channels, height, width, config.crop, config.pad)
-        library.call("crop", crops, pixels_NCHW, *drawn, *sizes)
+        library.call("crop", crops, pixels_NCHW, top, left, flip, *sizes)
         return crops.numpy()
     if config.pad:
         border = (config.pad, config.pad)
