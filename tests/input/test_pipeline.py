@@ -9,7 +9,7 @@ from thumbnet.config import DistortConfig, InputConfig
 from thumbnet.errors import DataError, UsageError
 from thumbnet.input.distort import distort, draw, prepare
 from thumbnet.input.order import epoch_order
-from thumbnet.input.pipeline import Batch, TrainingInput, evaluation_batches
+from thumbnet.input.pipeline import BLOCK_EXAMPLES, Batch, TrainingInput, evaluation_batches
 
 DISTORT = DistortConfig(crop=24, brightness=63.0, contrast=(0.2, 1.8))
 
@@ -87,15 +87,16 @@ def test_the_pool_is_a_share_of_the_epoch_within_the_memory_allowed(pictures: An
 def test_an_error_in_the_background_reaches_the_consumer(pictures: Any) -> None:
     class Broken(pictures):
         def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            if indices[0] >= 128:
-                raise DataError("record 128 is damaged")
+            if 600 in indices:
+                raise DataError("record 600 is damaged")
             return super().gather(indices)
 
-    with TrainingInput(Broken(200), DISTORT, InputConfig(batch_size=64, pool=0), seed=0) as batches:
-        assert next(batches).indices.tolist() == list(range(64))
+    # Each batch is as many as are prepared at once.
+    with TrainingInput(Broken(800), DISTORT, InputConfig(batch_size=BLOCK_EXAMPLES, pool=0), seed=0) as batches:
+        assert next(batches).indices.tolist() == list(range(BLOCK_EXAMPLES))
         next(batches)
         for _ in range(2):
-            with pytest.raises(DataError, match="record 128 is damaged"):
+            with pytest.raises(DataError, match="record 600 is damaged"):
                 next(batches)
 
 

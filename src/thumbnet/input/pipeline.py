@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PREFETCH_BATCHES = 4
 """Finished batches waiting for the model: enough to bridge the computing of an epoch's order and draws."""
 
-BLOCK_EXAMPLES = 64
+BLOCK_EXAMPLES = 256
 """Examples that are prepared at once, as whole batches: a call of NumPy costs as much as a picture or two."""
 SENT_EXAMPLES = 2**16
 """Examples, at most an epoch, whose draws are sent to an accelerator at once: a copy may have to be waited for."""
