@@ -64,16 +64,20 @@ def test_same_padding_of_the_tutorial() -> None:
 @given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),
-    channels=st.sampled_from([1, 3, 16, 33]),
+    channels=st.sampled_from([1, 3, 16, 32, 33]),
     kernel=st.integers(1, 4),
     stride=st.integers(1, 3),
     relu=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_max_pool_is_tensorflows(height: int, width: int, channels: int, kernel: int, stride: int, relu: bool) -> None:
-    x = channels_last(2, channels, height, width, seed=height * 10 + width)
-    pooled = SameMaxPool(kernel, stride, relu=relu)(x).numpy()
+def test_max_pool_is_tensorflows(
+    height: int, width: int, channels: int, kernel: int, stride: int, relu: bool, dtype: torch.dtype
+) -> None:
+    x = channels_last(2, channels, height, width, seed=height * 10 + width, dtype=dtype)
+    x[0] = -math.inf
+    pooled = SameMaxPool(kernel, stride, relu=relu)(x).float().numpy()
     for n, c in np.ndindex(2, channels):
-        expected = pool_by_loops(x[n, c].numpy(), kernel, stride)
+        expected = pool_by_loops(x[n, c].float().numpy(), kernel, stride)
         np.testing.assert_array_equal(pooled[n, c], np.maximum(expected, 0) if relu else expected)
 
 
@@ -113,6 +117,33 @@ def test_max_pool_gradient_goes_to_the_winner(dtype: torch.dtype, shape: tuple[i
         torch.testing.assert_close(x.grad.float().sum((2, 3)), reference.grad.sum((2, 3)), rtol=0.02, atol=0.1)
 
 
+def pool_gradient_by_loops(image_HW: np.ndarray, gradient_HW: np.ndarray, *, relu: bool) -> np.ndarray:
+    """The gradient of 3x3 pooling of stride 2, even sides: each window's goes to the first of its largest values."""
+    back = np.zeros_like(image_HW)
+    for y, x in np.ndindex(*gradient_HW.shape):
+        window = image_HW[2 * y : 2 * y + 3, 2 * x : 2 * x + 3]
+        dy, dx = np.unravel_index(np.argmax(window), window.shape)
+        if not relu or window[dy, dx] > 0:
+            back[2 * y + dy, 2 * x + dx] += gradient_HW[y, x]
+    return back
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equal_values_the_first_wins(dtype: torch.dtype, relu: bool) -> None:
+    values = torch.tensor([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0], dtype=dtype)
+    drawn = torch.randint(0, len(values), (2, 8, 6, 32), generator=torch.Generator().manual_seed(0))
+    x = values[drawn].permute(0, 3, 1, 2).requires_grad_()
+    pooled = SameMaxPool(3, 2, relu=relu)(x)
+    gradient = torch.randint(-8, 9, pooled.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    pooled.backward(gradient)
+    assert x.grad is not None
+    for n, c in np.ndindex(2, 32):
+        image, back = x.detach()[n, c].float().numpy(), gradient[n, c].float().numpy()
+        np.testing.assert_array_equal(x.grad[n, c].float().numpy(), pool_gradient_by_loops(image, back, relu=relu))
+
+
 def response_norm_by_loops(x_CHW: np.ndarray, radius: int, bias: float, alpha: float) -> np.ndarray:
     """TensorFlow's lrn of one picture, from its definition, in float64."""
     y = np.empty_like(x_CHW, dtype=np.float64)
@@ -145,7 +176,7 @@ def test_response_norm_is_tensorflows(
 
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("channels", [64, 7])
+@pytest.mark.parametrize("channels", [64, 32, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_response_norm_agrees_with_torch_in_value_and_gradient(dtype: torch.dtype, channels: int, relu: bool) -> None:
     x = channels_last(4, channels, 6, 5, dtype=dtype).mul_(4).requires_grad_()
@@ -174,9 +205,10 @@ def test_a_tiny_alpha_does_not_vanish_in_bf16() -> None:
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("layer", [SameMaxPool(3, 2, relu=True), LocalResponseNorm(radius=4, bias=1, alpha=1e-4)])
 def test_nan_reaches_the_output(layer: torch.nn.Module) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
+    # Of a product of 0 and infinity processors make a NaN with a minus sign.
+    for dtype, sign in itertools.product((torch.float32, torch.bfloat16), (1.0, -1.0)):
         x = channels_last(1, 64, 6, 6, dtype=dtype)
-        x[0, 5, 2, 2] = math.nan
+        x[0, 5, 2, 2] = torch.tensor(math.nan).copysign(torch.tensor(sign))
         assert layer(x).isnan().any()
 
 

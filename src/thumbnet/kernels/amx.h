@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bfloat16.h"
+#include "avx512.h"
 
 static long rounded_up(long value, long step) { return (value + step - 1) / step * step; }
 
@@ -27,14 +27,6 @@ static void begin_tiles(void) {
     for (int tile = 0; tile < 8; tile++) config[16 + 2 * tile] = 64, config[48 + tile] = 16;
     WRITTEN();
     _tile_loadconfig(config);
-}
-
-static inline __m512 load16(const bfloat16* from) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void*)from)), 16));
-}
-
-static inline void store32(bfloat16* to, __m512 low, __m512 high) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 
 /* Memory that is soon needed: what works in the cache meanwhile fetches it, a line at a time. */

@@ -1,4 +1,5 @@
 /* bfloat16 in plain C: the upper half of a float. */
+#pragma once
 #include <stdint.h>
 #include <string.h>
 

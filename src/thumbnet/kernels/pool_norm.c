@@ -4,10 +4,8 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
+#include "avx512.h"
 #include "bfloat16.h"
 
 #define MAX_CHANNELS 1024
@@ -17,17 +15,8 @@
 static inline void power_minus_three_quarters(float* values, long channels) {
     long c = 0;
 #ifdef __AVX512F__
-    const __m512 half = _mm512_set1_ps(0.5f), three_halves = _mm512_set1_ps(1.5f);
-    for (; c + 16 <= channels; c += 16) {
-        __m512 s = _mm512_loadu_ps(values + c);
-        __m512 r = _mm512_rsqrt14_ps(s);
-        /* One Newton step takes the estimate's 14 bits to float's 24. */
-        r = _mm512_mul_ps(r, _mm512_fnmadd_ps(_mm512_mul_ps(half, s), _mm512_mul_ps(r, r), three_halves));
-        __m512 q = _mm512_rsqrt14_ps(r);
-        q = _mm512_mul_ps(q, _mm512_fnmadd_ps(_mm512_mul_ps(half, r), _mm512_mul_ps(q, q), three_halves));
-        /* sqrt(r) = r / sqrt(r) = r q, so r sqrt(r) = r r q. */
-        _mm512_storeu_ps(values + c, _mm512_mul_ps(_mm512_mul_ps(r, r), q));
-    }
+    for (__m512 root; c + 16 <= channels; c += 16)
+        _mm512_storeu_ps(values + c, power_minus_three_quarters16(_mm512_loadu_ps(values + c), &root));
 #endif
     for (; c < channels; c++) {
         float r = 1.0f / sqrtf(values[c]);
@@ -52,17 +41,28 @@ static inline void band_sum(const float* restrict values, float* restrict sums, 
     }
 }
 
+#ifdef THUMBNET_AVX512_BF16
+#include "pool_norm_avx512.h"
+#endif
+
 #define VALUE float
+#define FAST(call) 0
 #define NAME(x) x##_fp32
 #define LOAD(v) (v)
 #define STORE(f) (f)
 #include "pool_norm.h"
 #undef VALUE
+#undef FAST
 #undef NAME
 #undef LOAD
 #undef STORE
 
 #define VALUE bfloat16
+#ifdef THUMBNET_AVX512_BF16
+#define FAST(call) (call)
+#else
+#define FAST(call) 0
+#endif
 #define NAME(x) x##_bf16
 #define LOAD(v) float_of(v)
 #define STORE(f) bfloat16_of(f)

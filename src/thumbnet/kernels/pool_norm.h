@@ -1,7 +1,7 @@
 /* Pooling, response normalization and patches of channels-last tensors, for one element type.
  *
  * Included once per type with: VALUE (the element), NAME(x) (suffixes a function), LOAD(v) and STORE(f) (to and from
- * float). Tensors are [images, height, width, channels] in memory; every loop over channels is contiguous and
+ * float), FAST(call) (the call of a faster form that tells whether it has done the work, or 0). Tensors are [images, height, width, channels] in memory; every loop over channels is contiguous and
  * vectorizes.
  */
 
@@ -15,6 +15,9 @@ static inline void NAME(load)(const VALUE* restrict from, float* restrict to, lo
 void NAME(max_pool_forward)(const VALUE* restrict input, VALUE* restrict output, uint8_t* restrict winner, long images,
                             long height, long width, long channels, long out_height, long out_width, long kernel,
                             long stride, long top, long left, long relu) {
+    if (FAST(max_pool_forward_avx512(input, output, winner, images, height, width, channels, out_height, out_width,
+                                     kernel, stride, top, left, relu)))
+        return;
 #pragma omp parallel for collapse(2) schedule(static)
     for (long n = 0; n < images; n++) {
         for (long oy = 0; oy < out_height; oy++) {
@@ -54,6 +57,9 @@ void NAME(max_pool_forward)(const VALUE* restrict input, VALUE* restrict output,
 void NAME(max_pool_backward)(const VALUE* restrict gradient, const uint8_t* restrict winner,
                              VALUE* restrict input_gradient, long images, long height, long width, long channels,
                              long out_height, long out_width, long kernel, long stride, long top, long left) {
+    if (FAST(max_pool_backward_avx512(gradient, winner, input_gradient, images, height, width, channels, out_height,
+                                      out_width, kernel, stride, top, left)))
+        return;
 #pragma omp parallel for collapse(2) schedule(static)
     for (long n = 0; n < images; n++) {
         for (long y = 0; y < height; y++) {
@@ -82,6 +88,7 @@ void NAME(max_pool_backward)(const VALUE* restrict gradient, const uint8_t* rest
 /* y = x * (bias + alpha * band(x^2))^-0.75 over rows of channels; with `relu`, of max(x, 0). */
 void NAME(lrn_forward)(const VALUE* restrict input, VALUE* restrict output, long rows, long channels, long radius,
                        float bias, float alpha, long relu) {
+    if (FAST(lrn_forward_avx512(input, output, rows, channels, radius, bias, alpha, relu))) return;
 #pragma omp parallel
     {
         float x[MAX_CHANNELS], s[MAX_CHANNELS], padded[MAX_CHANNELS + 2 * MAX_RADIUS] = {0};
@@ -102,6 +109,7 @@ void NAME(lrn_forward)(const VALUE* restrict input, VALUE* restrict output, long
 /* dx = g s^-b - 2 a b x band(g x s^(-b-1)), with s computed again from the input: cheaper than keeping it. */
 void NAME(lrn_backward)(const VALUE* restrict gradient, const VALUE* restrict input, VALUE* restrict input_gradient,
                         long rows, long channels, long radius, float bias, float alpha, long relu) {
+    if (FAST(lrn_backward_avx512(gradient, input, input_gradient, rows, channels, radius, bias, alpha, relu))) return;
 #pragma omp parallel
     {
         float x[MAX_CHANNELS], g[MAX_CHANNELS], s[MAX_CHANNELS], scale[MAX_CHANNELS], inner[MAX_CHANNELS];
