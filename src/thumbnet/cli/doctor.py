@@ -99,5 +99,5 @@ def _kernel_uses(machine: dict[str, Any]) -> list[str]:
     return [
         crops,
         f"pooling, response normalization{'' if machine['amx_kernels'] else ', patches of local layers'}: {fused}",
-        f"convolutions of the speed network, local layers: {products}",
+        f"first convolutions, all of the speed network, local layers: {products}",
     ]

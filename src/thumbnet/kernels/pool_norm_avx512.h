@@ -1,66 +1,19 @@
 /* What pool_norm.h computes, of bfloat16 on AVX-512: a pixel's channels stay in registers. Every function returns whether
  * it has done the work; if not, the channels do not come in whole vectors, and the general form does it. */
 
-/* bfloat16 as whole numbers of the same order: 0 and -0 alike, a NaN above all. With `relu`, whoever is below 0 may be
- * anything there. */
-static inline __m512i ordered(__m512i bits, long relu) {
-    __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi16(0x7fff));
-    __mmask32 nan = _mm512_cmpgt_epi16_mask(magnitude, _mm512_set1_epi16(0x7f80));
-    if (!relu) bits = _mm512_mask_sub_epi16(bits, _mm512_movepi16_mask(bits), _mm512_setzero_si512(), magnitude);
-    return _mm512_mask_mov_epi16(bits, nan, _mm512_set1_epi16(0x7fff));
-}
+#include "max_pool_avx512.h"
 
 static int max_pool_forward_avx512(const bfloat16* restrict input, bfloat16* restrict output, uint8_t* restrict winner,
                                    long images, long height, long width, long channels, long out_height, long out_width,
                                    long kernel, long stride, long top, long left, long relu) {
     if (channels % 32) return 0;
-    /* Of max(x, 0) nothing below 0 wins; of x, anything does. */
-    const __m512i lowest = _mm512_set1_epi16(relu ? 0 : -0x7f80), none = _mm512_set1_epi16(relu ? 255 : 0);
+    const Pool pool = {height, width, channels, out_height, out_width, kernel, stride, top, left};
+    long area = height * width * channels, out_area = out_height * out_width * channels;
 #pragma omp parallel for collapse(2) schedule(static)
-    for (long n = 0; n < images; n++) {
-        for (long oy = 0; oy < out_height; oy++) {
-            for (long ox = 0; ox < out_width; ox++) {
-                long y0 = oy * stride - top, x0 = ox * stride - left;
-                long first_x = x0 < 0 ? -x0 : 0, last_x = width - x0 < kernel ? width - x0 : kernel;
-                for (long c = 0; c < channels; c += 32) {
-                    __m512i best = lowest, which = none;
-                    for (long ky = y0 < 0 ? -y0 : 0; ky < kernel && y0 + ky < height; ky++) {
-                        const bfloat16* row = input + ((n * height + y0 + ky) * width + x0) * channels + c;
-                        for (long kx = first_x; kx < last_x; kx++) {
-                            __m512i key = ordered(_mm512_loadu_si512(row + kx * channels), relu);
-                            __mmask32 more = _mm512_cmpgt_epi16_mask(key, best);
-                            best = _mm512_mask_mov_epi16(best, more, key);
-                            which = _mm512_mask_mov_epi16(which, more, _mm512_set1_epi16((short)(ky * kernel + kx)));
-                        }
-                    }
-                    long at = ((n * out_height + oy) * out_width + ox) * channels + c;
-                    __m512i negated = _mm512_sub_epi16(_mm512_setzero_si512(), best);
-                    best = _mm512_mask_mov_epi16(best, _mm512_movepi16_mask(best),
-                                                 _mm512_or_si512(negated, _mm512_set1_epi16((short)0x8000)));
-                    _mm512_storeu_si512(output + at, best);
-                    _mm256_storeu_si256((void*)(winner + at), _mm512_cvtepi16_epi8(which));
-                }
-            }
-        }
-    }
+    for (long n = 0; n < images; n++)
+        for (long oy = 0; oy < out_height; oy++)
+            pool_row(pool, input + n * area, output + n * out_area, winner + n * out_area, oy, relu);
     return 1;
-}
-
-/* A window that a row or column of the input lies in: which one, and where in it. */
-typedef struct {
-    long out, tap;
-} Window;
-
-enum { MOST_WINDOWS = 15 };
-
-/* List the windows of one row or column; returns how many. */
-static long windows_of(long position, long before, long kernel, long stride, long outputs, Window* list) {
-    long count = 0;
-    for (long tap = (position + before) % stride; tap < kernel && tap <= position + before; tap += stride) {
-        long out = (position + before - tap) / stride;
-        if (out < outputs) list[count++] = (Window){out, tap};
-    }
-    return count;
 }
 
 static int max_pool_backward_avx512(const bfloat16* restrict gradient, const uint8_t* restrict winner,
@@ -68,33 +21,15 @@ static int max_pool_backward_avx512(const bfloat16* restrict gradient, const uin
                                     long channels, long out_height, long out_width, long kernel, long stride, long top,
                                     long left) {
     if (channels % 32 || kernel > MOST_WINDOWS) return 0;
-    Window columns[width][MOST_WINDOWS];
-    long counts[width];
-    for (long x = 0; x < width; x++) counts[x] = windows_of(x, left, kernel, stride, out_width, columns[x]);
+    const Pool pool = {height, width, channels, out_height, out_width, kernel, stride, top, left};
+    long line = width * channels, out_area = out_height * out_width * channels;
+    Windows columns[width];
+    for (long x = 0; x < width; x++) columns[x] = windows_of_column(pool, x);
 #pragma omp parallel for collapse(2) schedule(static)
-    for (long n = 0; n < images; n++) {
-        for (long y = 0; y < height; y++) {
-            Window rows[MOST_WINDOWS];
-            long above = windows_of(y, top, kernel, stride, out_height, rows);
-            bfloat16* to = input_gradient + (n * height + y) * width * channels;
-            for (long x = 0; x < width; x++) {
-                for (long c = 0; c < channels; c += 32, to += 32) {
-                    __m512 low = _mm512_setzero_ps(), high = low;
-                    for (long i = 0; i < above; i++) {
-                        long line = (n * out_height + rows[i].out) * out_width;
-                        for (long j = 0; j < counts[x]; j++) {
-                            long at = (line + columns[x][j].out) * channels + c;
-                            __m256i tap = _mm256_set1_epi8((char)(rows[i].tap * kernel + columns[x][j].tap));
-                            __mmask32 won = _mm256_cmpeq_epi8_mask(_mm256_loadu_si256((const void*)(winner + at)), tap);
-                            low = _mm512_mask_add_ps(low, (__mmask16)won, low, load16(gradient + at));
-                            high = _mm512_mask_add_ps(high, (__mmask16)(won >> 16), high, load16(gradient + at + 16));
-                        }
-                    }
-                    store32(to, low, high);
-                }
-            }
-        }
-    }
+    for (long n = 0; n < images; n++)
+        for (long y = 0; y < height; y++)
+            unpool_row(pool, columns, gradient + n * out_area, winner + n * out_area,
+                       input_gradient + (n * height + y) * line, y);
     return 1;
 }
 

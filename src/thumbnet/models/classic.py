@@ -7,6 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from thumbnet.models.first_layer import PooledFirst
 from thumbnet.models.layers import LocalResponseNorm, SameMaxPool
 
 
@@ -33,7 +34,7 @@ def build_classic(*, num_classes: int, crop: int, channels: int = 3, initial_std
         A module from images [N, channels, crop, crop] to logits [N, num_classes]; its layers have the tutorial's names.
     """
     side = -(-crop // 4)
-    model = nn.Sequential(
+    model = PooledFirst(
         OrderedDict(
             conv1=nn.Conv2d(channels, 64, 5, padding=2),
             pool1=SameMaxPool(3, 2, relu=True),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from thumbnet.models.classic import FlattenHWC
+from thumbnet.models.first_layer import PooledFirst
 from thumbnet.models.layers import LocallyConnected, LocalResponseNorm, MapResponseNorm, SameMaxPool
 
 NETS = ("80sec", "18pct", "13pct", "11pct")
@@ -38,7 +39,7 @@ def build_cuda_convnet(*, num_classes: int, crop: int, channels: int = 3, net: s
     if net not in NETS:
         raise ValueError(f"net is '{net}': it must be one of {', '.join(NETS)}")
     build = _shared_weights if net in ("80sec", "18pct") else _local_weights
-    return nn.Sequential(build(num_classes, crop, channels, net))
+    return PooledFirst(build(num_classes, crop, channels, net))
 
 
 def _shared_weights(num_classes: int, crop: int, channels: int, net: str) -> OrderedDict[str, nn.Module]:
