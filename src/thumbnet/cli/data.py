@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from thumbnet.cli.flags import add_data_dir_flag, add_data_flags, note, whole_number
+from thumbnet.cli.flags import add_data_flags, note, whole_number
 
 
 def add_parser(subparsers: Any) -> None:
@@ -58,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
 
     for action in (download, verify, show):
         action.set_defaults(parser=action)
-        (add_data_dir_flag if action is verify else add_data_flags)(action)  # verify fetches nothing
+        add_data_flags(action)
         action.add_argument("--json", action="store_true", help="print one JSON object")
 
 
