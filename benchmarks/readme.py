@@ -98,10 +98,14 @@ def preset_row(preset: dict[str, Any]) -> str:
     """Return the row of a preset that was trained over several seeds."""
     seconds = preset["train_seconds"]
     most = max(run.get("threads", 0) for run in preset["runs"])
-    evaluation = statistics.mean(run["test_seconds"] for run in preset["runs"] if run.get("threads", 0) == most)
+    timed = [run for run in preset["runs"] if run.get("threads", 0) == most]
+    evaluation = statistics.mean(run["test_seconds"] for run in timed)
+    spread = f"{minutes(seconds['lowest'])} to {minutes(seconds['highest'])}"
+    if len(timed) < preset["n"]:
+        spread = f"{len(timed)} of {preset['n']} timed, the others had fewer cores"
     return (
         f"| {preset['preset']} | {accuracy_of(preset)} (n = {preset['n']}) "
-        f"| {minutes(seconds['mean'])} ({minutes(seconds['lowest'])} to {minutes(seconds['highest'])}) "
+        f"| {minutes(seconds['mean'])} ({spread}) "
         f"| {preset['start_seconds']['mean']:.1f} s, {evaluation:.1f} s "
         f"| {preset['images_per_second']['mean']:,.0f}, {100 * preset['share_of_limit']:.0f} % of the limit "
         f"| {preset['pflop']:.3g} | {preset['memory_mib'] / 1024:.1f} GiB "

@@ -129,6 +129,12 @@ def test_the_row_of_a_preset(readme: ModuleType) -> None:
     )
 
 
+def test_a_row_says_how_many_seeds_were_timed(readme: ModuleType) -> None:
+    one_core, both_cores = {"test_seconds": 30.0, "threads": 1}, {"test_seconds": 12.0, "threads": 2}
+    row = readme.preset_row(preset_result() | {"runs": [one_core, both_cores]})
+    assert "| 10.5 min (1 of 2 timed, the others had fewer cores) | 2.4 s, 12.0 s |" in row
+
+
 def test_the_command_says_where_a_run_was_shorter_than_its_preset(readme: ModuleType) -> None:
     recipe = recipe_to_dict(load_preset("cuda-convnet-11pct"))
     assert readme.command_of(recipe) == "thumbnet train --preset cuda-convnet-11pct"

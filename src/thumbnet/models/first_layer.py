@@ -16,8 +16,8 @@ from thumbnet.kernels import load_library
 from thumbnet.models import fused, grid
 from thumbnet.models.layers import SameMaxPool
 
-# The constants of conv_pool.c and max_pool_avx512.h: values of one line of a window, windows that a row may lie in.
-LINE, MOST_WINDOWS = 16, 15
+LINE = 16
+"""Values of one line of a window that conv_pool.c has room for."""
 
 
 class PooledFirst(nn.Sequential):
@@ -55,7 +55,7 @@ def kernels_take(images_NCHW: Tensor, conv: nn.Module, pool: nn.Module) -> bool:
         and side * conv.in_channels <= LINE
         and (conv.kernel_size, conv.stride, conv.dilation) == ((side, side), (1, 1), (1, 1))
         and (conv.padding, conv.padding_mode, conv.groups) == ((side // 2, side // 2), "zeros", 1)
-        and pool.kernel <= MOST_WINDOWS
+        and pool.kernel <= fused.MAX_KERNEL
     )
 
 
