@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from thumbnet.files import read_regular_file, remedy, replace_file, sync, write_error, write_new_file
+from thumbnet.errors import UsageError
+from thumbnet.files import (
+    clear_leftovers,
+    expand_home,
+    read_regular_file,
+    remedy,
+    replace_file,
+    sync,
+    write_error,
+    write_new_file,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -23,11 +33,46 @@ def test_a_new_file_is_written_whole_even_in_parts(tmp_path, monkeypatch):
 
 def test_replace(tmp_path):
     path = tmp_path / "a"
-    (tmp_path / ".tmp-a").write_bytes(b"left by a kill")
     replace_file(path, [b"one"])
     replace_file(path, [b"two"])
     assert path.read_bytes() == b"two"
     assert names(tmp_path) == ["a"]
+
+
+def test_of_two_writers_at_once_the_last_wins(tmp_path):
+    path = tmp_path / "a"
+
+    def pieces() -> Iterator[bytes]:
+        yield b"the first "
+        replace_file(path, [b"the second"])
+        assert path.read_bytes() == b"the second"
+        yield b"writer"
+
+    replace_file(path, pieces())
+    assert path.read_bytes() == b"the first writer"
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_a_kill_has_left_is_deleted_once_nobody_can_be_writing_it(tmp_path):
+    mine, fresh, stranger = ".tmp-a-0123abcd", ".tmp-a-4567abcd", ".tmp-a-backup"
+    for name in (mine, fresh, stranger, ".tmp-b-0123abcd"):
+        (tmp_path / name).write_bytes(b"half")
+    for name in (mine, stranger, ".tmp-b-0123abcd"):
+        os.utime(tmp_path / name, (0, 0))
+    replace_file(tmp_path / "a", [b"whole"])
+    assert names(tmp_path) == [fresh, stranger, ".tmp-b-0123abcd", "a"]
+    clear_leftovers(tmp_path)  # as one who has the lock of the folder does
+    assert names(tmp_path) == [stranger, "a"]
+
+
+def test_the_home_of_a_user_or_what_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expand_home(Path("~/data")) == Path.home() / "data"
+    assert expand_home(Path("data/~")) == Path("data/~")
+    with pytest.raises(UsageError, match=r"^~no-such-user/data: there is no user whose home is ~no-such-user: "):
+        expand_home(Path("~no-such-user/data"))
+    (tmp_path / "~no-such-user").mkdir()
+    assert expand_home(Path("~no-such-user/data")) == Path("~no-such-user/data")
 
 
 def test_a_failed_replace_keeps_the_old_content(tmp_path, monkeypatch):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import os
+import secrets
 import stat
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from thumbnet.errors import ThumbnetError
+from thumbnet.errors import ThumbnetError, UsageError
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+_ABANDONED_S = 3600.0
+"""A file that is being written is written to more often than this."""
 
 Pieces = Iterable[bytes | memoryview]
 """Content of a file; the views are of bytes."""
@@ -48,13 +54,13 @@ def sync(path: Path) -> None:
 
 
 def replace_file(path: Path, pieces: Pieces) -> None:
-    """Give a file new content: readers see the old one or the new one, never a part.
+    """Give a file new content: readers see the old one or the new one, never a part; of several writers the last wins.
 
     Raises:
         OSError: the disk refuses; the old content stands.
     """
-    beside = path.with_name(f".tmp-{path.name}")
-    beside.unlink(missing_ok=True)
+    clear_leftovers(path.parent, path.name, idle_s=_ABANDONED_S)
+    beside = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
     try:
         write_new_file(beside, pieces)
         beside.rename(path)
@@ -62,6 +68,36 @@ def replace_file(path: Path, pieces: Pieces) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def clear_leftovers(folder: Path, name: str | None = None, *, idle_s: float = 0.0) -> None:
+    """Delete what killed processes have left of the files they were replacing.
+
+    Args:
+        folder: where the files are.
+        name: of the file; None for any.
+        idle_s: spare what was written to in the last so many seconds; 0 only where nobody else can be writing.
+    """
+    of = "*" if name is None else glob.escape(name)
+    for left in folder.glob(f".tmp-{of}-{'[0-9a-f]' * 8}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime >= idle_s:
+                left.unlink()
+
+
+def expand_home(path: Path) -> Path:
+    """Return a path with the home folder in place of a `~` or `~user` it begins with.
+
+    Raises:
+        UsageError: there is no such user, nor a file or folder of that name.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        home = path.parts[0]
+        if os.path.lexists(home):
+            return path
+        raise UsageError(f"{path}: there is no user whose home is {home}: write the path from / on") from error
 
 
 def read_regular_file(path: Path, limit_bytes: int) -> bytes:

@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from thumbnet.data.decode import MAX_PIXELS, PictureError, decode_picture
+from thumbnet.data.decode import MAX_PIXELS, PictureError, UnreadPictureError, decode_picture
 
 SIDE = 16
 RNG = np.random.default_rng(0)
@@ -231,8 +233,26 @@ def test_what_is_no_picture_is_refused_with_the_reason(content: bytes, reason: s
 def test_a_file_that_cannot_be_opened_is_refused_with_the_reason(tmp_path: Path):
     with pytest.raises(PictureError, match="No such file"):
         decode_picture(tmp_path / "nothing.png", SIDE)
-    with pytest.raises(PictureError, match="directory"):
-        decode_picture(tmp_path, SIDE)
+    os.mkfifo(tmp_path / "pipe.png")  # would block for ever
+    for path in (tmp_path, tmp_path / "pipe.png"):
+        with pytest.raises(PictureError, match="not a regular file"):
+            decode_picture(path, SIDE)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_fault_that_may_pass_is_told_from_damage(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "picture.png"
+    path.write_bytes(saved(RGB, "PNG").read()[:100])
+    with pytest.raises(PictureError) as damaged:
+        decode_picture(path, SIDE)
+    assert not isinstance(damaged.value, UnreadPictureError)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(UnreadPictureError, match=r"Input/output error|more memory than there is"):
+        decode_picture(path, SIDE)
 
 
 @pytest.mark.parametrize(("width", "height"), [(9_000, 9_000), (10_000, 10_000), (20_000, 20_000), (2**31 - 1, 1)])

@@ -57,8 +57,8 @@ def test_records_labels_digests_and_bad_files(
     bad = decode_all(job, chunk_of_all(), lambda chunk: done.append(len(chunk)))
     assert sum(done) == COUNT
     expected_bad = [COUNT - 1 - number for number in range(49, COUNT, 50)][::-1]
-    assert [number for number, _ in bad] == expected_bad
-    assert all(reason == "not a JPEG, PNG, WebP or BMP, or damaged at its beginning" for _, reason in bad)
+    reason = "not a JPEG, PNG, WebP or BMP, or damaged at its beginning"
+    assert bad == [(number, reason, False) for number in expected_bad]
     records = np.fromfile(job.records, np.uint8).reshape(COUNT, -1)[::-1]
     good = np.setdiff1d(np.arange(COUNT), np.arange(49, COUNT, 50))
     assert np.array_equal(LAYOUT.images(records)[good], pictures[good])
@@ -96,7 +96,7 @@ def test_a_picture_that_kills_the_decoder_is_bad_and_the_others_are_not(job: Job
     two_processes(monkeypatch)
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda command, **how: popen([sys.executable, "-c", FATAL], **how))
-    bad = dict(decode_all(job, chunk_of_all(), lambda _: None))
+    bad = {number: reason for number, reason, _ in decode_all(job, chunk_of_all(), lambda _: None)}
     assert bad[COUNT - 1 - 100] == "the decoder crashes on it (exit code -11)"
     assert len(bad) == 1 + COUNT // 50
 
@@ -107,6 +107,26 @@ def test_a_process_that_does_not_start_is_an_error(job: Job, monkeypatch: pytest
     monkeypatch.setattr(subprocess, "Popen", lambda command, **how: popen([sys.executable, "-c", "exit(7)"], **how))
     with pytest.raises(DataError, match="cannot be started: exit code 7"):
         decode_all(job, chunk_of_all(), lambda _: None)
+
+
+def test_a_process_that_the_system_refuses_is_an_error(job: Job, monkeypatch: pytest.MonkeyPatch):
+    two_processes(monkeypatch)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(DataError, match=r"cannot be started: Resource temporarily unavailable\nend other programs"):
+        decode_all(job, chunk_of_all(), lambda _: None)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_fault_that_may_pass_is_told_as_one(processes: int, job: Job, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decode_pool, "WORTH_A_PROCESS", COUNT // processes)
+    monkeypatch.setattr(engine, "usable_cores", lambda: processes)
+    (Path(job.root) / "7.bmp").unlink()
+    bad = decode_all(job, chunk_of_all(), lambda _: None)
+    assert [number for number, _, passing in bad if passing] == [COUNT - 1 - 7]
 
 
 FULL = """

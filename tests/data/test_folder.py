@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -253,14 +254,17 @@ def test_validation_takes_no_class_its_only_picture(tmp_path: Path, load):
         load(tmp_path / "set", validation=1)
 
 
-def test_a_second_validation_split_is_refused(tmp_path: Path, load):
+def test_a_second_validation_split_is_refused_and_a_share_gives_way(tmp_path: Path, load):
     for number, split in enumerate(("train", "val")):
         for letter in "ab":
             put(tmp_path / "set" / split / letter / "1.png", 10 * number + ord(letter))
     assert len(load(tmp_path / "set")[0].validation) == 2
     assert load(tmp_path / "set")[0].test is None
     with pytest.raises(UsageError, match="has a validation split of its own"):
-        load(tmp_path / "set", validation=0.1)
+        load(tmp_path / "set", validation=1)
+    splits, notes = load(tmp_path / "set", validation=0.5)
+    assert (len(splits.train), len(splits.validation)) == (2, 2)
+    assert "set: has a validation split of its own, which is used instead of a share of the rest" in notes
 
 
 def test_a_table_is_loaded_as_a_folder_is(folder: Path, load, tmp_path: Path):
@@ -332,3 +336,14 @@ def test_held_out_are_the_smallest_of_each_class_and_all_their_copies(
     }
     assert {digest for (_, digest), held in zip(examples, chosen, strict=True) if held} == expected
     assert all(held == (digest in expected) for (_, digest), held in zip(examples, chosen, strict=True))
+
+
+def test_classes_that_are_not_utf8(tmp_path: Path, load):
+    names = [os.fsdecode(name) for name in (b"b\xe4r", b"cat")]
+    for seed, name in enumerate(names):
+        for number in range(2):
+            put(tmp_path / "pets" / name / f"{number}.png", 10 * seed + number)
+    splits, notes = load(tmp_path / "pets")
+    assert splits.train.class_names == tuple(names)
+    assert any(r"b\udce4r" in note for note in notes)
+    assert "\n".join(notes).encode()

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 import thumbnet.data
 from thumbnet.config import DataConfig
-from thumbnet.data import cache_dir, load_splits
+from thumbnet.data import cache_dir, lasting_name, load_splits
 from thumbnet.errors import DataError, UsageError
 
 
@@ -61,7 +62,31 @@ def test_too_many_validation_images_are_refused():
         load_splits(DataConfig(name="shapes", validation=5000))
 
 
-def test_the_cache_is_the_users_unless_a_folder_is_given(tmp_path: Path):
+def test_the_cache_is_the_users_unless_a_folder_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("THUMBNET_DATA_DIR", raising=False)
     assert cache_dir(None) == platformdirs.user_cache_path("thumbnet")
     assert cache_dir(tmp_path) == tmp_path
     assert cache_dir(Path("~/data")) == Path.home() / "data"
+
+
+def test_the_environment_may_name_the_cache_and_the_flag_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("THUMBNET_DATA_DIR", "~/big/disk")
+    assert cache_dir(None) == Path.home() / "big" / "disk"
+    assert cache_dir(tmp_path) == tmp_path
+    monkeypatch.setenv("THUMBNET_DATA_DIR", "")
+    assert cache_dir(None) == platformdirs.user_cache_path("thumbnet")
+
+
+@pytest.mark.parametrize("name", ["~no-such-user", "~no-such-user/pictures.csv"])
+def test_the_home_of_nobody_is_told(name: str):
+    with pytest.raises(UsageError, match="there is no user whose home is ~no-such-user"):
+        lasting_name(name)
+    with pytest.raises(UsageError, match="there is no user whose home is ~no-such-user"):
+        cache_dir(Path(name))
+
+
+def test_a_name_that_no_recipe_can_keep_is_refused(tmp_path: Path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(UsageError, match=r"/caf\\udce9: this name is not UTF-8: rename it"):
+        load_splits(DataConfig(name=str(folder)))

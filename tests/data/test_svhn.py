@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -207,6 +208,22 @@ def test_a_damaged_file_is_refused(how: str, published: Digits, at_hand: Path):
     expected = "bytes, expected" if how == "cut" else "its SHA256 is not that of the published file"
     with pytest.raises(DataError, match=rf"train_32x32\.mat: .*{expected}.*\nreplace it by the file from"):
         published.load(at_hand)
+
+
+def test_a_file_that_cannot_be_read_is_named(published: Digits, at_hand: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(svhn, "file_matches", refuse)
+    with pytest.raises(DataError, match=r"train_32x32\.mat: cannot be read: Input/output error\nmake it readable"):
+        published.load(at_hand)
+
+
+def test_what_a_killed_conversion_has_left_is_deleted(published: Digits, at_hand: Path):
+    (at_hand / "svhn").mkdir()
+    (at_hand / "svhn" / ".tmp-train_32x32.bin-0123abcd").write_bytes(b"half")
+    published.load(at_hand)
+    assert not list((at_hand / "svhn").glob(".tmp-*"))
 
 
 def test_damaged_records_are_refused(published: Digits, at_hand: Path):

@@ -83,6 +83,31 @@ def test_a_class_may_be_called_train(tmp_path: Path):
     assert list(by_class(tmp_path)) == ["bus", "car", "test", "train"]
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["train/cat/1.jpg", "train/dog/2.jpg", "test/3.jpg"],
+        ["train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "test/4.jpg"],
+        ["train/cat/1.jpg", "train/dog/2.jpg", "test/3.jpg", "extra/4.jpg"],
+        ["train/1.jpg", "test/2.jpg"],
+        ["Train/1.jpg", "Test/cat/2.jpg"],
+        ["val/cat/1.jpg", "test/cat/2.jpg"],
+    ],
+)
+def test_splits_are_never_taken_for_classes(files: list[str], tmp_path: Path):
+    put(tmp_path, *files)
+    with pytest.raises(DataError, match=r"look like splits of the data: .*\nmake such folders"):
+        list_pictures(tmp_path)
+
+
+def test_a_split_without_anything_in_it_does_not_count(tmp_path: Path):
+    put(tmp_path, "train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "test/readme.txt")
+    listing = list_pictures(tmp_path)
+    assert listing.class_names == ("cat", "dog")
+    assert listing.splits is not None
+    assert listing.splits.tolist() == [0, 0, 1]
+
+
 def test_splits_beside_something_else_are_refused(tmp_path: Path):
     put(tmp_path, "train/cat/1.jpg", "test/cat/1.jpg", "notes/readme.txt", "train/dog/1.jpg")
     assert list(by_class(tmp_path)) == ["cat", "dog"]

@@ -38,6 +38,9 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path):
     assert facts is not None
     assert (facts.class_names, facts.image_shape) == (("cat", "dög"), (4, 6, 3))
     assert (facts.train, facts.validation, facts.test, facts.fingerprint) == (5, 0, 3, "abc")
+    not_utf8 = splits(classes=("b\udce4r", "cat"))
+    write_facts(tmp_path, not_utf8)
+    assert read_facts(tmp_path) == facts_of(not_utf8)
 
 
 def test_names_that_are_no_text_are_kept(tmp_path: Path):

@@ -93,3 +93,40 @@ def test_the_newest_run_of_a_job(tmp_path, recipe, monkeypatch):
     assert find_job(tmp_path, "7").path.name == "a"
     assert find_job(tmp_path, "8").path.name == "c"
     assert find_job(tmp_path, "9") is None
+
+
+def test_a_folder_of_runs_means_its_newest(tmp_path, recipe):
+    out = tmp_path / "cifar10_train"
+    for name in ("b", "a"):
+        newest = Run.create(out, recipe, name=name)
+    found, step = find_checkpoint(tmp_path / "runs", str(out))
+    assert (found.path, step) == (newest.path, None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="there is no run"):
+        find_run(out, str(tmp_path / "empty"))
+
+
+def test_what_cannot_be_read_is_passed_over(tmp_path, recipe, monkeypatch):
+    for name in ("mine", "theirs"):
+        Run.create(tmp_path, recipe, name=name)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path.parent.name != "theirs" and access(path, mode))
+    assert find_run(tmp_path, None).path.name == "mine"
+    with pytest.raises(UsageError, match=r"no run 'theirs' in .* there are: mine$"):
+        find_run(tmp_path, "theirs")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_closed_folders(tmp_path, recipe):
+    mine, theirs = (Run.create(tmp_path / "runs", recipe, name=name) for name in ("mine", "theirs"))
+    theirs.path.chmod(0)
+    try:
+        assert find_run(tmp_path / "runs", None).path == mine.path
+        theirs.path.parent.chmod(0o300)
+        assert find_run(tmp_path / "runs", "mine").path == mine.path
+        for find in (lambda: find_run(tmp_path / "runs", None), lambda: find_job(tmp_path / "runs", "7")):
+            with pytest.raises(UsageError, match="cannot look for runs here: Permission denied"):
+                find()
+    finally:
+        theirs.path.parent.chmod(0o700)
+        theirs.path.chmod(0o700)

@@ -109,6 +109,28 @@ def test_a_folder_that_cannot_be_written(tmp_path, recipe, monkeypatch, number, 
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug")])
+def test_nothing_half_made_is_left(tmp_path, recipe, monkeypatch, error):
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("thumbnet.runs.run._describe_run", fail)
+    with pytest.raises(type(error)):
+        Run.create(tmp_path, recipe)
+    assert names(tmp_path) == []
+
+
+def test_a_recipe_that_is_not_utf8(tmp_path, recipe):
+    strange = load_preset("classic", {"data.name": "/pictures/caf\udce9"})
+    with pytest.raises(UsageError, match=r"this is not UTF-8: name = \"/pictures/caf\\udce9"):
+        Run.create(tmp_path, strange)
+    assert names(tmp_path) == []
+    run = Run.create(tmp_path, recipe)
+    with pytest.raises(UsageError, match="this is not UTF-8"):
+        run.change_recipe(strange)
+    assert Run.open(run.path).recipe == recipe
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission(tmp_path, recipe):
     tmp_path.chmod(0o555)
@@ -226,9 +248,11 @@ def test_a_run_knows_where_its_data_was_kept_as_long_as_it_is_there(tmp_path, re
 def test_the_lock_of_one_process(tmp_path, recipe):
     run = Run.create(tmp_path, recipe)
     (run.checkpoints.folder / ".tmp-step-00000001").mkdir()
+    (run.path / ".tmp-metrics.jsonl-0123abcd").write_bytes(b"half")
     assert not run.is_training()
     with run.lock():
         assert names(run.checkpoints.folder) == []
+        assert names(run.path) == [".lock", "checkpoints", "recipe.toml", "run.json"]
         assert Run.open(run.path).is_training()
         with pytest.raises(CheckpointError, match=f"process {os.getpid()} on .* is training this run"), run.lock():
             pytest.fail("two locks")

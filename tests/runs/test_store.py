@@ -187,3 +187,27 @@ def test_a_newer_format_is_not_passed_over(tmp_path, make_checkpoint):
 
     with pytest.raises(NewerFormatError, match="step-00000002"):
         store.newest(load, no_note)
+
+
+def test_a_damaged_one_that_was_fallen_back_from_is_neither_newest_nor_best(tmp_path, make_checkpoint):
+    store = CheckpointStore(tmp_path, keep=2)
+    for step, metric in ((10, 0.5), (20, 0.6), (30, 0.9)):
+        store.save(make_checkpoint(step), metric)
+    model = tmp_path / "step-00000030" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    resumed = CheckpointStore(tmp_path, keep=2)
+    assert resumed.latest(lambda text: None).step == 20
+    resumed.save(make_checkpoint(40), 0.4, note=no_note)  # past the damaged one
+    assert resumed.steps() == [20, 40]
+    assert resumed.best_step() == 20
+
+
+def test_one_that_is_saved_anew_counts_again(tmp_path, make_checkpoint):
+    store = CheckpointStore(tmp_path, keep=1)
+    for step in (10, 20):
+        store.save(make_checkpoint(step))
+    CheckpointStore(tmp_path, keep=2).save(make_checkpoint(10))
+    (tmp_path / "step-00000020" / "manifest.json").write_text("{}")
+    assert store.latest(lambda text: None).step == 10
+    store.save(make_checkpoint(20), note=no_note)
+    assert store.steps() == [20]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thumbnet.config import DataConfig
 from thumbnet.errors import UsageError, did_you_mean
+from thumbnet.files import expand_home
+from thumbnet.printing import printable
 
 if TYPE_CHECKING:
     from thumbnet.data.dataset import Splits
@@ -23,9 +26,15 @@ def record_sets() -> dict[str, RecordSet]:
 
 
 def cache_dir(data_dir: Path | None) -> Path:
-    """Return the folder data sets are kept in: the one given, else the user's cache folder."""
+    """Return the folder data sets are kept in: the one given, else `THUMBNET_DATA_DIR`, else the user's cache folder.
+
+    Raises:
+        UsageError: it begins with `~user`, and there is no such user.
+    """
+    if data_dir is None and (by_environment := os.environ.get("THUMBNET_DATA_DIR")):
+        data_dir = Path(by_environment)
     if data_dir is not None:
-        return data_dir.expanduser()
+        return expand_home(data_dir)
     import platformdirs
 
     return platformdirs.user_cache_path("thumbnet")
@@ -42,7 +51,7 @@ def load_splits(
 
     Args:
         config: which data set, and how many validation images to carve from its training images.
-        data_dir: the cache; None for the user's cache folder.
+        data_dir: the cache; None for that of `cache_dir`.
         offline: never touch the network.
         note: gets lines for the user, such as the source that served.
 
@@ -74,7 +83,7 @@ def lasting_name(name: str) -> str:
     """Return the name of a data set so that it means the same in any current folder: a path becomes absolute.
 
     Raises:
-        UsageError: it is neither a known name nor a path.
+        UsageError: it is neither a known name nor a path, or a path that a recipe cannot keep.
     """
     from thumbnet.data.listing import is_own_data
 
@@ -86,7 +95,12 @@ def lasting_name(name: str) -> str:
             f"unknown data set '{name}'{did_you_mean(name, known)}\n"
             "one's own pictures are named by a folder that exists, or a .csv file"
         )
-    return str(Path(name).expanduser().absolute())
+    path = str(expand_home(Path(name)).absolute())
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:  # a recipe is TOML, which is UTF-8
+        raise UsageError(f"{printable(path)}: this name is not UTF-8: rename it, or name a link to it") from error
+    return path
 
 
 def known_names() -> list[str]:

@@ -11,6 +11,7 @@ first frame counts; colour profiles are not applied.
 from __future__ import annotations
 
 import contextlib
+import stat
 import warnings
 from pathlib import Path
 from typing import IO
@@ -59,16 +60,20 @@ class PictureError(DataError):
     """A file that cannot be decoded; the message is the reason alone, without the file's name."""
 
 
+class UnreadPictureError(PictureError):
+    """The same for a reason that may pass without a change of the file: the disk refuses it, or memory is short."""
+
+
 def decode_picture(source: Path | IO[bytes] | Image.Image, size: int) -> np.ndarray:
     """Return a picture as a square, uint8 [size, size, 3].
 
     Args:
-        source: a regular file, a stream that can seek, or a picture that Pillow has opened or made, which stays as it
-            is.
+        source: a file, a stream that can seek, or a picture that Pillow has opened or made, which stays as it is.
         size: side of the square, in pixels.
 
     Raises:
         PictureError: it is no picture of the four formats, is damaged or cut short, or has too many pixels.
+        UnreadPictureError: the disk refuses it, or there is too little memory.
     """
     # The filters of `warnings` are shared by all threads (before Python 3.14): at worst a warning shows in another.
     with warnings.catch_warnings():
@@ -78,6 +83,8 @@ def decode_picture(source: Path | IO[bytes] | Image.Image, size: int) -> np.ndar
         try:
             if isinstance(source, Image.Image):
                 return _square(source.copy(), size)
+            if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+                raise PictureError("not a regular file")  # a pipe would block for ever
             with Image.open(source, formats=FORMATS) as image:
                 return _square(image, size)
         except PictureError:
@@ -88,9 +95,11 @@ def decode_picture(source: Path | IO[bytes] | Image.Image, size: int) -> np.ndar
             what = "not a picture" if isinstance(source, Image.Image) else _what_instead(source)
             raise PictureError(what) from error
         except MemoryError as error:
-            raise PictureError("takes more memory than there is") from error
+            raise UnreadPictureError("takes more memory than there is") from error
         except OSError as error:
-            raise PictureError(error.strerror or f"damaged: {error}") from error
+            if error.errno is None:  # Pillow's own
+                raise PictureError(f"damaged: {error}") from error
+            raise UnreadPictureError(error.strerror or str(error)) from error
         except Exception as error:  # decoders of a damaged file raise whatever they stumble over
             raise PictureError(f"damaged: {error or type(error).__name__}") from error
 

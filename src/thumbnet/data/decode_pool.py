@@ -115,7 +115,7 @@ class _Worker:
             return self._ask(chunk)
         except _DiedError as died:
             if len(chunk) == 1:
-                return [(chunk[0][0], f"the decoder crashes on it ({died})")]
+                return [(chunk[0][0], f"the decoder crashes on it ({died})", False)]
         return [failed for picture in chunk for failed in self.decode([picture])]
 
     def _ask(self, chunk: Chunk) -> Bad:
@@ -133,21 +133,27 @@ class _Worker:
         told = json.loads(answer)
         if isinstance(told, dict):
             raise OSError(told["errno"], told["strerror"], told["filename"])
-        return [(number, reason) for number, reason in told]
+        return [(number, reason, passing) for number, reason, passing in told]
 
     def _start(self) -> subprocess.Popen[str]:
         """Start the process with this Python and this package, wherever it was imported from."""
         source = str(Path(thumbnet.__file__).parents[1])
         search = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-        self._process = process = subprocess.Popen(
-            # -P: no module in the current folder may stand in for one of ours.
-            [sys.executable, "-P", "-m", "thumbnet.data.decode_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": search, "OPENBLAS_NUM_THREADS": "1"},
-            process_group=0,  # a Ctrl-C in the terminal is for the parent alone
-        )
+        try:
+            self._process = process = subprocess.Popen(
+                # -P: no module in the current folder may stand in for one of ours.
+                [sys.executable, "-P", "-m", "thumbnet.data.decode_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONPATH": search, "OPENBLAS_NUM_THREADS": "1"},
+                process_group=0,  # a Ctrl-C in the terminal is for the parent alone
+            )
+        except OSError as error:
+            raise DataError(
+                f"a process that decodes pictures cannot be started: {error.strerror or error}\n"
+                "end other programs, or ask for more processes and memory (ulimit)"
+            ) from error
         assert process.stdin is not None
         assert process.stdout is not None
         ready = ""

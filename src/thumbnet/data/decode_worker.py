@@ -21,7 +21,7 @@ from typing import Self
 
 import numpy as np
 
-from thumbnet.data.decode import PictureError, decode_picture
+from thumbnet.data.decode import PictureError, UnreadPictureError, decode_picture
 from thumbnet.data.records import RecordFormat
 
 DIGEST_BYTES = 8
@@ -32,8 +32,8 @@ READY = "ready"
 
 Chunk = Sequence[tuple[int, int, str]]
 """(record number, label, path below the root) of each picture."""
-Bad = list[tuple[int, str]]
-"""(record number, reason) of each picture that could not be decoded."""
+Bad = list[tuple[int, str, bool]]
+"""(record number, reason, whether it may pass by itself) of each picture that could not be decoded."""
 
 
 def record_layout(size: int) -> RecordFormat:
@@ -80,12 +80,12 @@ class Decoder:
         Raises:
             OSError: the disk refuses.
         """
-        bad = []
+        bad: Bad = []
         for number, label, path in chunk:
             try:
                 image_HWC = decode_picture(Path(self._job.root, path), self._job.size)
             except PictureError as error:
-                bad.append((number, str(error)))
+                bad.append((number, str(error), isinstance(error, UnreadPictureError)))
                 continue
             record = self._layout.pack(image_HWC[None], np.array([label]))
             digest = hashlib.blake2b(record[0, self._layout.label_bytes :].data, digest_size=DIGEST_BYTES).digest()

@@ -7,6 +7,7 @@ order or machine, pictures that are added later move few others, and copies of o
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from thumbnet.data.picture_cache import DecodedPictures, decode_listing
 from thumbnet.data.table import list_table
 from thumbnet.data.tree import list_tree
 from thumbnet.errors import DataError, UsageError
+from thumbnet.files import expand_home
 from thumbnet.printing import padded, printable, width_of
 
 TEST_SHARE = 0.1
@@ -43,13 +45,17 @@ def load_own(config: DataConfig, cache: Path, note: Note) -> Splits:
 
     Raises:
         DataError: there are no usable pictures, or some cannot be read.
-        UsageError: a validation split is asked for and there is one already, or none would be left to train on.
+        UsageError: a number of pictures is asked for as validation split and there is one already, or none would be
+            left to train on.
     """
     listing = list_pictures(Path(config.name))
     for remark in listing.remarks:
         note(f"{listing.name}: {printable(remark)}")
     decoded = decode_listing(listing, config.image_size, cache, note)
     good = _good(listing, decoded, skip_bad=config.skip_bad, note=note)
+    if decoded.splits is not None and 0 < config.validation < 1 and (decoded.splits[good] == _VALIDATION).any():
+        note(f"{listing.name}: has a validation split of its own, which is used instead of a share of the rest")
+        config = dataclasses.replace(config, validation=0.0)
     splits = _assign(listing, decoded, good, config)
     for line in _balance(listing, decoded.labels, splits):
         note(line)
@@ -67,8 +73,9 @@ def list_pictures(where: Path) -> Listing:
 
     Raises:
         DataError: there is none, there are fewer than two classes, or it is not clear what is meant.
+        UsageError: the path begins with `~user`, and there is no such user.
     """
-    where = where.expanduser().absolute()
+    where = expand_home(where).absolute()
     try:
         if where.is_dir():
             return list_tree(where)
@@ -89,9 +96,9 @@ def _good(listing: Listing, decoded: DecodedPictures, *, skip_bad: bool, note: N
     good = np.ones(len(decoded.labels), np.bool_)
     if not decoded.bad:
         return good
-    good[[number for number, _ in decoded.bad]] = False
+    good[[number for number, *_ in decoded.bad]] = False
     count = f"{len(decoded.bad):,} of {len(listing):,} pictures cannot be read"
-    lines = sorted(f"{decoded.part.keys[number]}: {reason}" for number, reason in decoded.bad)
+    lines = sorted(f"{decoded.part.keys[number]}: {reason}" for number, reason, _ in decoded.bad)
     for line in lines[:_LISTED_BAD]:
         note(f"  {printable(line)}")
     if len(lines) > _LISTED_BAD:

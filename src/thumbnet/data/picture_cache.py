@@ -3,13 +3,14 @@
 cache/pictures/flowers-1f0c5a2b9d3e/
   records.bin      one record for each picture, in an order of chance, which is the same every time
   digests.bin      8 bytes for each record: a hash of its pixels
-  index.json       the key that the pictures had, and which of them cannot be decoded
+  index.json       the key that the pictures had, and which of them cannot be decoded, and why
   unreadable.txt   the latter by name, for a person; only if there are any
 
 The folder in the cache goes by where the pictures are and the size they are decoded to, so a set that changes replaces
 its records. Whether they still hold is told by a key: a hash of path, label, size and time of change of every picture.
 That asks the file system about each file and opens none, so that a second start takes an instant, where hashing the
-contents would read all of them each time. The time is one that nobody can set (see `listing.stamp_of`).
+contents would read all of them each time. The time is one that nobody can set (see `listing.stamp_of`). Only a picture
+that the disk refused, or that memory was too short for, is tried once more: the key does not tell when that is over.
 
 The folder is filled beside its place, under a lock, and renamed into it: it is there whole or not at all.
 """
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from thumbnet.data.decode import PictureError, UnreadPictureError, decode_picture
 from thumbnet.data.decode_pool import decode_all
 from thumbnet.data.decode_worker import DIGEST_BYTES, Bad, Chunk, Job, record_layout
 from thumbnet.data.listing import Listing
@@ -85,7 +87,7 @@ def decode_listing(listing: Listing, size: int, cache: Path, note: Note) -> Deco
     numbers = np.random.Generator(np.random.Philox(key=_ORDER_SEED)).permutation(len(listing))
     folder = cache / "pictures" / _folder_name(listing, size)
     key = _key(listing, size)
-    bad = _read_index(folder, key)
+    bad = _kept(listing, numbers, size, folder, key)
     if bad is None:
         bad = _decode_under_lock(listing, numbers, size, folder, key, note)
     paths, labels = [""] * len(listing), np.empty_like(listing.labels)
@@ -124,13 +126,33 @@ def _key(listing: Listing, size: int) -> str:
     return state.hexdigest()
 
 
+def _kept(listing: Listing, numbers: np.ndarray, size: int, folder: Path, key: str) -> Bad | None:
+    """Return the pictures that cannot be decoded, if the records in the cache still hold; else None."""
+    bad = _read_index(folder, key)
+    if bad and (again := {number for number, _, passing in bad if passing}):
+        paths = (path for number, path in zip(numbers.tolist(), listing.paths, strict=True) if number in again)
+        if any(_can_be_read(listing.root / path, size) for path in paths):
+            return None
+    return bad
+
+
+def _can_be_read(path: Path, size: int) -> bool:
+    try:
+        decode_picture(path, size)
+    except UnreadPictureError:
+        return False
+    except PictureError:
+        pass  # what is in it can be told now
+    return True
+
+
 def _read_index(folder: Path, key: str) -> Bad | None:
     """Return the pictures that cannot be decoded, if the records in the cache are those of this key; else None."""
     try:
         index: Any = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         whole = all((folder / name).stat().st_size == size for name, size in index["sizes"].items())
         if index["key"] == key and whole:
-            return [(int(number), str(reason)) for number, reason in index["bad"]]
+            return [(int(number), str(reason), bool(passing)) for number, reason, passing in index["bad"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # none yet, or damaged: it is made anew
     return None
@@ -142,7 +164,7 @@ def _decode_under_lock(listing: Listing, numbers: np.ndarray, size: int, folder:
         folder.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"{listing.name}: another process is decoding the pictures; waiting for that"
         with locked(folder.parent / f".lock-{folder.name}", waiting, note):
-            bad = _read_index(folder, key)
+            bad = _kept(listing, numbers, size, folder, key)
             return _fill(listing, numbers, size, folder, key, note) if bad is None else bad
     except OSError as error:
         megabytes = len(listing) * record_layout(size).record_bytes / 1e6
@@ -167,7 +189,7 @@ def _fill(listing: Listing, numbers: np.ndarray, size: int, folder: Path, key: s
         bad = _decode(listing, numbers, job, note)
         if bad:
             path_of = dict(zip(numbers.tolist(), listing.paths, strict=True))
-            lines = sorted(f"{printable(path_of[number])}\t{printable(reason)}\n" for number, reason in bad)
+            lines = sorted(f"{printable(path_of[number])}\t{printable(reason)}\n" for number, reason, _ in bad)
             (new / UNREADABLE).write_text("".join(lines), encoding="utf-8")
         (new / INDEX).write_text(json.dumps({"key": key, "sizes": sizes, "bad": bad}), encoding="utf-8")
         for path in (*new.iterdir(), new):

@@ -6,6 +6,7 @@ its final name is whole. Of two processes that start at once, one fetches and th
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,8 +35,16 @@ Note = Callable[[str], None]
 
 
 def folder_of(dataset: RecordSet, root: Path) -> Path:
-    """Return the folder of a data set's files: in the cache, or the folder given for the cache if it is that itself."""
-    is_folder = root.name == dataset.folder or not missing_files(dataset, root)
+    """Return the folder of a data set's files: in the cache, or the folder given for the cache if it is that itself.
+
+    It is that by its name, or if all the files are there and one at least has its size: another `train.bin` may be a
+    person's own.
+    """
+    if root.name == dataset.folder:
+        return root
+    is_folder = not missing_files(dataset, root) and any(
+        (root / file.name).stat().st_size == dataset.size_bytes(file) for file in dataset.files
+    )
     return root if is_folder else root / dataset.folder
 
 
@@ -50,15 +59,14 @@ def find_or_fetch(dataset: RecordSet, root: Path, *, offline: bool, note: Note, 
         repair: replace damaged files instead of raising.
 
     Raises:
-        DataError: a file is damaged, no source has the files, or the cache cannot be written.
+        DataError: a file is damaged, no source has the files, or the cache cannot be read or written.
     """
-    if root.exists() and not root.is_dir():
-        raise DataError(f"{root}: is no folder: data is kept in one, name it with --data-dir")
+    _check_root(root)
     folder = folder_of(dataset, root)
     if _complete(dataset, folder, repair=repair, note=lambda _: None):
         note(f"{dataset.name}: from {folder}")
         return folder
-    if offline and not (root / dataset.archive.name).exists():
+    if offline and not os.path.exists(root / dataset.archive.name):  # noqa: PTH110 - as in `_check_root`
         _complete(dataset, folder, repair=repair, note=note)  # tells what is damaged
         raise DataError(_advice(dataset, root, folder, [], offline=True))
     try:
@@ -77,6 +85,22 @@ def find_or_fetch(dataset: RecordSet, root: Path, *, offline: bool, note: Note, 
         ) from error
     note(f"{dataset.name}: from {source}, verified, kept in {folder}")
     return folder
+
+
+def _check_root(root: Path) -> None:
+    """Raise `DataError` if the cache is no folder, or one that may not be looked into; it may be missing."""
+    # The methods of a Path raise where a folder above it is closed (before Python 3.14).
+    if os.path.exists(root) and not os.path.isdir(root):  # noqa: PTH110, PTH112
+        raise DataError(f"{root}: is no folder: data is kept in one, name it with --data-dir")
+    try:
+        os.stat(f"{root}/.")  # noqa: PTH116 - a Path drops the dot, for which the folder must be open
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it is made, if it can be
+    except OSError as error:
+        raise DataError(
+            f"{root}: cannot look for data there: {error.strerror or error}\n"
+            "make the folder readable, or choose another with --data-dir"
+        ) from error
 
 
 def _complete(dataset: RecordSet, folder: Path, *, repair: bool, note: Note) -> bool:

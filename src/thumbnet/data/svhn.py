@@ -23,7 +23,7 @@ from thumbnet.data.progress import transfer
 from thumbnet.data.records import RecordFormat
 from thumbnet.data.verify import check_files, file_matches, hashed, new_hash
 from thumbnet.errors import DataError
-from thumbnet.files import replace_file
+from thumbnet.files import clear_leftovers, replace_file
 
 FOLDER = "svhn"
 """Folder of the records, and of files fetched, in the cache."""
@@ -132,6 +132,7 @@ def find_or_convert(
         folder.mkdir(parents=True, exist_ok=True)
         waiting = f"{digits.name}: another process is fetching or converting it; waiting for that"
         with locked(folder / ".lock", waiting, note):
+            clear_leftovers(folder)
             for name, problem in _damaged(digits, folder, repair=repair).items():
                 note(f"{problem}; it will be made anew")
                 (folder / name).unlink()
@@ -217,7 +218,12 @@ def _mat_file(file: MatFile, root: Path, folder: Path, *, offline: bool, note: N
     for place in dict.fromkeys((folder, root)):
         at_hand = place / archive.name
         if at_hand.exists():
-            problem = _problem(at_hand, archive)
+            try:
+                problem = _problem(at_hand, archive)
+            except OSError as error:
+                raise DataError(
+                    f"{at_hand}: cannot be read: {error.strerror or error}\nmake it readable, or move it away"
+                ) from error
             if problem:
                 raise DataError(f"{at_hand}: {problem}\nreplace it by the file from {archive.url}, or delete it")
             yield at_hand

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from thumbnet.data.decode import SUFFIXES
 from thumbnet.data.listing import SPLIT_NAMES, Listing, make_listing, named, stamp_of
@@ -57,12 +58,9 @@ def list_tree(root: Path) -> Listing:
         ) from error
     if not found.paths:
         raise DataError(_nothing_there(root, found))
-    if not split_folders and len(set(found.classes)) == 1 and found.classes[0].lower() in SPLIT_NAMES:
-        only = found.classes[0]
-        raise DataError(
-            f"{root}: '{only}' is the only folder with pictures in it: neither several classes nor several splits\n"
-            f"if its folders are the classes, give --data {root / only}; else put another split or class beside it"
-        )
+    tops = sorted(set(found.classes))
+    if not split_folders and all(name.lower() in SPLIT_NAMES for name in tops):
+        raise DataError(_not_splits(root, tops))
     return make_listing(
         root,
         root,
@@ -78,15 +76,20 @@ def _split_folders(root: Path) -> dict[str, int]:
     """Return the folders that are splits -> index in `SPLITS`; none where the folders are the classes themselves.
 
     They are splits if one of them means training and another one validation or test, and each holds folders of its
-    own: a set of vehicles may have a class `train`.
+    own: a set of vehicles may have a class `train`. One that holds neither folders nor pictures does not count.
 
     Raises:
-        DataError: splits and other folders with pictures lie side by side, or two folders are the same split.
+        DataError: splits and other folders with pictures lie side by side, two folders are the same split, or one
+            holds pictures of no class.
     """
     names = [entry.name for entry in _entries(root) if entry.is_dir()]
-    splits = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
-    nested = all(any(entry.is_dir() for entry in _entries(root / name)) for name in splits)
-    if 0 not in splits.values() or len(splits) < 2 or not nested:
+    holds = {name: _holds(root / name) for name in names if name.lower() in SPLIT_NAMES}
+    splits = {name: SPLIT_NAMES[name.lower()] for name, held in holds.items() if held.folders or held.pictures}
+    if 0 not in splits.values() or len(splits) < 2:
+        return {}
+    if any(not holds[name].folders for name in splits):
+        if any(holds[name].folders and not holds[name].pictures for name, split in splits.items() if split == 0):
+            raise DataError(_not_splits(root, list(splits)))
         return {}
     if len(set(splits.values())) < len(splits):
         raise DataError(f"{root}: {', '.join(splits)}: two of these folders are the same split\nmove one of them away")
@@ -99,6 +102,21 @@ def _split_folders(root: Path) -> dict[str, int]:
             f"move {strange[0]} away, or into the splits; or, if all of them are classes, into one folder per class"
         )
     return splits
+
+
+class _Held(NamedTuple):
+    """What lies in a folder directly."""
+
+    folders: bool
+    pictures: bool
+
+
+def _holds(folder: Path) -> _Held:
+    entries = [(entry.is_dir(), Path(entry.name).suffix.lower()) for entry in _entries(folder)]
+    return _Held(
+        folders=any(is_folder for is_folder, _ in entries),
+        pictures=any(not is_folder and kind in SUFFIXES for is_folder, kind in entries),
+    )
 
 
 def _walk_classes(root: Path, split_folder: str, split: int, found: _Found) -> None:
@@ -152,6 +170,20 @@ def walk_pictures(
             yield entry.path, stamp_of(entry)
         else:
             others[kind] += 1
+
+
+def _not_splits(root: Path, names: Sequence[str]) -> str:
+    """Return the message for folders that are called like splits, and cannot be used as such."""
+    if len(names) == 1:
+        return (
+            f"{root}: '{names[0]}' is the only folder with pictures in it: neither several classes nor several splits\n"
+            f"if its folders are the classes, give --data {root / names[0]}; else put another split or class beside it"
+        )
+    return (
+        f"{root}: {', '.join(names)} look like splits of the data: these are train and val or test, "
+        "with one folder per class in each\n"
+        "make such folders and move the pictures into them, move away what has no classes, or rename what is a class"
+    )
 
 
 def _nothing_there(root: Path, found: _Found) -> str:

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     CUTOUT_TOP = 7
     CUTOUT_LEFT = 8
     BLOCKS = 9
+    NETWORK = 10
 
 
 class Uniform:

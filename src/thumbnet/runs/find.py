@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,8 @@ _LISTED_RUNS = 8
 def find_run(out: Path, name_or_path: str | None) -> Run:
     """Return a run by its name in `out`, its path, or the path of one of its checkpoints; None is the newest in `out`.
 
-    Newest is by the time of creation in `run.json`, whatever files were touched since.
+    The path of a folder of runs means the newest in that one. Newest is by the time of creation in `run.json`, whatever
+    files were touched since.
 
     Raises:
         UsageError: there is no such run; lists what there is.
@@ -34,23 +36,23 @@ def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | Non
         UsageError: there is no such run; lists what there is.
         CheckpointError: the run is damaged.
     """
-    try:
+    if name_or_path is None:
         names = _run_names(out)
-        if name_or_path is None:
-            if not names:
-                raise UsageError(f"{out}: there is no run here: start one with `thumbnet train`, or give --out")
-            return _newest(out, names), None
-        if name_or_path in names:
-            return Run.open(out / name_or_path), None
-        path = Path(name_or_path)
-        if (path / RUN_FILE).is_file():
-            return Run.open(path), None
-        step = re.fullmatch(r"step-(\d+)", path.resolve().name) if path.is_dir() else None
-        if step and (path.resolve().parents[1] / RUN_FILE).is_file():
-            return Run.open(path.resolve().parents[1]), int(step[1])
-    except OSError as error:
-        raise UsageError(f"cannot look for the run '{name_or_path or 'newest'}' in {out}: {error}") from error
-    raise UsageError(f"there is no run '{name_or_path}' in {out}{_alternatives(name_or_path, names)}")
+        if not names:
+            raise UsageError(f"{out}: there is no run here: start one with `thumbnet train`, or give --out")
+        return _newest(out, names), None
+    path = Path(name_or_path)
+    for candidate in (out / path, path):
+        if _is_run(candidate):
+            return Run.open(candidate), None
+    if os.path.isdir(name_or_path):  # noqa: PTH112 - see `_is_run`
+        checkpoint = path.resolve()
+        step = re.fullmatch(r"step-(\d+)", checkpoint.name)
+        if step and _is_run(checkpoint.parent.parent):
+            return Run.open(checkpoint.parent.parent), int(step[1])
+        if names := _run_names(path):
+            return _newest(path, names), None
+    raise UsageError(f"there is no run '{name_or_path}' in {out}{_alternatives(name_or_path, _run_names(out))}")
 
 
 def choose_checkpoint(out: Path, name_or_path: str | None, asked: Which) -> tuple[Run, Which]:
@@ -72,6 +74,7 @@ def find_job(out: Path, job: str) -> Run | None:
     """Return the newest run in `out` that a job began, by what `distributed.place.job_of` calls it; None without.
 
     Raises:
+        UsageError: `out` cannot be read.
         CheckpointError: the run is damaged.
     """
     names = [name for name in _run_names(out) if read_entry(out / name, "job") == job]
@@ -83,10 +86,23 @@ def _newest(out: Path, names: list[str]) -> Run:
 
 
 def _run_names(out: Path) -> list[str]:
-    """Return the names of the runs in a folder, sorted."""
-    if not out.is_dir():
+    """Return the names of the runs in a folder, sorted; what cannot be read, such as another user's, is none of them.
+
+    Raises:
+        UsageError: the folder cannot be read.
+    """
+    if not os.path.isdir(out):  # noqa: PTH112 - see `_is_run`
         return []
-    return sorted(entry.name for entry in out.iterdir() if (entry / RUN_FILE).is_file())
+    try:
+        return sorted(entry.name for entry in out.iterdir() if _is_run(entry))
+    except OSError as error:
+        raise UsageError(f"{out}: cannot look for runs here: {error.strerror or error}") from error
+
+
+def _is_run(folder: Path) -> bool:
+    # The methods of a Path raise where a name is too long or a folder is closed (before Python 3.14).
+    file = folder / RUN_FILE
+    return os.path.isfile(file) and os.access(file, os.R_OK)  # noqa: PTH113
 
 
 def _alternatives(name: str, names: list[str]) -> str:

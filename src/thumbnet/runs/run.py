@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -26,7 +25,6 @@ import shlex
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,14 +37,15 @@ from thumbnet import engine
 from thumbnet.config import Recipe, load_recipe, recipe_to_dict
 from thumbnet.distributed.place import job_of
 from thumbnet.errors import CheckpointError, ThumbnetError, UsageError
-from thumbnet.files import is_disk_full, remedy, replace_file, write_error
+from thumbnet.files import clear_leftovers, expand_home, is_disk_full, remedy, replace_file, write_error
+from thumbnet.printing import printable
 from thumbnet.runs.checkpoint import tidy_folder
+from thumbnet.runs.lock import hold_run, is_held
 from thumbnet.runs.store import CheckpointStore
 
 RUN_FILE, RECIPE_FILE, RESULT_FILE = "run.json", "recipe.toml", "result.json"
-METRICS_FILE, LOCK_FILE = "metrics.jsonl", ".lock"
+METRICS_FILE = "metrics.jsonl"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}")
-_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.05
 
 
 class Run:
@@ -70,25 +69,29 @@ class Run:
             data_dir: where data sets are kept, which a resume and an evaluation then need not be told again.
 
         Raises:
-            UsageError: the name is taken or cannot be a name, or `out` cannot be written to.
+            UsageError: the name is taken or cannot be a name, the recipe has a text that is not UTF-8, or `out` cannot
+                be written to.
             ThumbnetError: the disk is full or refuses.
         """
         if name is not None and not _NAME.fullmatch(name):
             raise UsageError(
                 f"--name {name!r}: use 1 to 100 of A-Z, a-z, 0-9 and _.+=-, beginning with a letter, digit or _"
             )
+        recipe_bytes = _recipe_bytes(recipe)
         path: Path | None = None
         try:
             out.mkdir(parents=True, exist_ok=True)
             path = _make_folder(out, recipe, name)
             (path / "checkpoints").mkdir()
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-            replace_file(path / RECIPE_FILE, [tomli_w.dumps(recipe_to_dict(recipe)).encode()])
+            replace_file(path / RECIPE_FILE, [recipe_bytes])
             # Last, since this file makes the folder a run.
             replace_file(path / RUN_FILE, [_json_bytes(_describe_run(path.name, recipe, created, data_dir))])
-        except OSError as error:
+        except BaseException as error:
             if path is not None:
                 shutil.rmtree(path, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
             kind = ThumbnetError if is_disk_full(error) else UsageError
             raise kind(f"{out}: cannot make the folder of the run: {error}\nTo go on: {remedy(error)}") from error
         return cls(path, recipe, created)
@@ -131,7 +134,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for training: one process at a time; the kernel lets go of it when a process dies.
+        """Hold the run for training, one process at a time.
 
         Also clears away what a killed save left.
 
@@ -139,54 +142,14 @@ class Run:
             CheckpointError: another process trains this run, or the file system has no locks.
             UsageError: the folder cannot be written to.
         """
-        try:
-            descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise UsageError(f"{self.path}: cannot lock the run: {error}\nTo go on: {remedy(error)}") from error
-        try:
-            self._acquire(descriptor)
-            owner = {"pid": os.getpid(), "host": socket.gethostname()}
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _json_bytes(owner), 0)
+        with hold_run(self.path):
+            clear_leftovers(self.path)
             tidy_folder(self.checkpoints.folder)
             yield
-        finally:
-            os.close(descriptor)
-
-    def _acquire(self, descriptor: int) -> None:
-        """Take the lock, or raise `CheckpointError` that tells who has it."""
-        for attempt in range(_LOCK_TRIES):  # `is_training` of another process holds it for an instant
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if attempt + 1 < _LOCK_TRIES:
-                    time.sleep(_LOCK_PAUSE_S)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self.path}: this file system has no locks ({error}): use --out on another"
-                ) from error
-        owner = os.pread(descriptor, 4096, 0).decode(errors="replace")
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            values = json.loads(owner)
-            owner = f"process {values['pid']} on {values['host']}"
-        raise CheckpointError(f"{self.path}: {owner} is training this run: wait until it ends, or stop it first")
 
     def is_training(self) -> bool:
         """Return whether a process holds the lock of this run."""
-        try:
-            descriptor = os.open(self.path / LOCK_FILE, os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
-        return False
+        return is_held(self.path)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row of numbers; it has the key `step`. NaN and infinities are written as null.
@@ -242,10 +205,11 @@ class Run:
         """Write another recipe into the run, such as a longer training to resume with.
 
         Raises:
+            UsageError: the recipe has a text that is not UTF-8.
             ThumbnetError: the disk is full or refuses.
         """
         try:
-            replace_file(self.path / RECIPE_FILE, [tomli_w.dumps(recipe_to_dict(recipe)).encode()])
+            replace_file(self.path / RECIPE_FILE, [_recipe_bytes(recipe)])
         except OSError as error:
             raise write_error(self.path / RECIPE_FILE, error) from error
         self.recipe = recipe
@@ -266,6 +230,22 @@ class Run:
             replace_file(self.path / RESULT_FILE, [_json_bytes(_finite_or_none(result))])
         except OSError as error:
             raise write_error(self.path / RESULT_FILE, error) from error
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What `finish` wrote; None before the training has come to its end.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        if not self.finished:
+            return None
+        path = self.path / RESULT_FILE
+        try:
+            result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}\n`thumbnet eval` measures the run again") from error
+        return result
 
 
 def read_entry(run: Path, *keys: str) -> Any:
@@ -315,6 +295,16 @@ def _make_folder(out: Path, recipe: Recipe, name: str | None) -> Path:
             number += 1
 
 
+def _recipe_bytes(recipe: Recipe) -> bytes:
+    """Return what `recipe.toml` holds."""
+    text = tomli_w.dumps(recipe_to_dict(recipe))
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        line = text[: error.end].splitlines()[-1]
+        raise UsageError(f"the recipe cannot be kept, this is not UTF-8: {printable(line)}") from error
+
+
 def _describe_run(name: str, recipe: Recipe, created: str, data_dir: Path | None) -> dict[str, Any]:
     """Return what `run.json` holds."""
     return {
@@ -323,7 +313,7 @@ def _describe_run(name: str, recipe: Recipe, created: str, data_dir: Path | None
         "created": created,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "folder": str(Path.cwd()),
-        "data_dir": None if data_dir is None else str(data_dir.absolute()),
+        "data_dir": None if data_dir is None else str(expand_home(data_dir).absolute()),
         "job": job_of(os.environ),
         "thumbnet": thumbnet.__version__,
         "torch": torch.__version__,

@@ -31,6 +31,7 @@ class CheckpointStore:
         """Look after `folder` (it need not exist yet), keeping the newest `keep` checkpoints, 1 or more."""
         self.folder = folder
         self.keep = keep
+        self._doubtful: set[int] = set()  # steps that `newest` could not load
 
     def save(
         self, checkpoint: Checkpoint, metric: float | None = None, *, note: Callable[[str], None] = lambda _: None
@@ -46,6 +47,7 @@ class CheckpointStore:
             CheckpointError: the disk refuses, or a weight is not finite; what was saved before is as it was.
         """
         path = save_checkpoint(self.folder, checkpoint, metric=metric)
+        self._doubtful.discard(checkpoint.step)
         self._prune(checkpoint.step, note)
         return path
 
@@ -55,8 +57,7 @@ class CheckpointStore:
 
     def best_step(self) -> int | None:
         """Return the step with the largest metric (the earliest of equals), or None when no metric was measured."""
-        metrics = {step: metric for step in self.steps() if (metric := self._metric(step)) is not None}
-        return max(metrics, key=lambda step: (metrics[step], -step), default=None)
+        return self._best(self.steps())
 
     def latest(self, note: Callable[[str], None] = lambda _: None) -> Checkpoint:
         """Load all of the newest checkpoint that is whole; arguments and errors are those of `newest`."""
@@ -87,6 +88,7 @@ class CheckpointStore:
                 raise
             except CheckpointError as error:
                 if path.exists():
+                    self._doubtful.add(step)
                     older = "\nThe one before it is tried instead" if len(untried) > 1 else ""
                     note(f"warning: {error}{older}")
         if tried:
@@ -130,6 +132,10 @@ class CheckpointStore:
         steps = [int(match[1]) for match in matches if match]
         return sorted(step for step in steps if self._path(step).is_dir())
 
+    def _best(self, steps: list[int]) -> int | None:
+        metrics = {step: metric for step in steps if (metric := self._metric(step)) is not None}
+        return max(metrics, key=lambda step: (metrics[step], -step), default=None)
+
     def _metric(self, step: int) -> float | None:
         try:
             return read_manifest(self._path(step)).metric
@@ -147,10 +153,10 @@ class CheckpointStore:
 
     def _prune(self, saved: int, note: Callable[[str], None]) -> None:
         """Delete what is not kept, in one rename each, so that nobody meets half of a checkpoint."""
-        # A newer step than the one just saved is what a resume fell back from. Damaged, it must not take a place.
-        usable = [step for step in self.steps() if step <= saved or self._is_whole(step)]
-        best = self.best_step()
-        kept = {saved, *usable[-self.keep :], *([best] if best in usable else [])}
+        # What a resume fell back from must not take the place of a checkpoint that can be used.
+        usable = [step for step in self.steps() if step not in self._doubtful or self._is_whole(step)]
+        best = self._best(usable)
+        kept = {saved, *usable[-self.keep :], *([] if best is None else [best])}
         for step in self._folders():
             if step in kept:
                 continue
