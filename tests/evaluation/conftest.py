@@ -37,6 +37,9 @@ class Pictures:
         self.served += indices.tolist()
         return self.images[indices], self.labels[indices]
 
+    def key(self, index):
+        return f"pictures.bin:{index}"
+
     def take(self, indices):
         part = Pictures(0)
         part.image_shape = self.image_shape
@@ -68,6 +71,20 @@ def checkpoint_of(run: Run, step: int) -> Checkpoint:
 def save() -> Callable[..., None]:
     def save(run: Run, step: int, metric: float | None = None) -> None:
         run.checkpoints.save(checkpoint_of(run, step), metric)
+
+    return save
+
+
+@pytest.fixture
+def save_overflowing() -> Callable[[Run, int], None]:
+    """A checkpoint whose weights are finite and whose logits are not."""
+
+    def save(run: Run, step: int) -> None:
+        checkpoint = checkpoint_of(run, step)
+        for weights in (checkpoint.model, checkpoint.average):
+            weights["local4.bias"].fill_(1e10)
+            weights["softmax_linear.weight"].fill_(1e38)
+        run.checkpoints.save(checkpoint)
 
     return save
 
@@ -106,6 +123,7 @@ def make_evaluation(tmp_path: Path) -> Callable[..., Evaluation]:
             "limited": False,
             "precision": "fp32",
             "metrics": {"average": some_metrics(gain=3), "raw": some_metrics(gain=2)},
+            "dataset": Pictures(200),
         }
         return Evaluation(**(values | changes))
 

@@ -6,7 +6,7 @@ from torch import nn
 from thumbnet.config import DistortConfig, ModelConfig
 from thumbnet.engine import resolve_precision
 from thumbnet.errors import DataError, DivergedError
-from thumbnet.evaluation.evaluate import evaluate_weights, predict_logits
+from thumbnet.evaluation.evaluate import batch_size_for, evaluate_weights, predict_logits
 from thumbnet.evaluation.metrics import compute_metrics
 from thumbnet.models import build_model
 
@@ -43,6 +43,23 @@ def test_every_example_is_evaluated_once_and_in_order(pictures, batch_size):
     oracle = compute_metrics(expected, dataset.labels, dataset.class_names)
     assert (metrics.examples, metrics.accuracy, metrics.top5) == (21, oracle.accuracy, oracle.top5)
     assert metrics.loss == pytest.approx(oracle.loss, abs=1e-5)
+
+
+@pytest.mark.parametrize(("side", "images"), [(24, 500), (64, 500), (65, 496), (224, 41), (1449, 1)])
+def test_a_pass_of_large_pictures_takes_fewer(side, images):
+    assert batch_size_for(side) == images
+
+
+def test_pictures_of_a_pass_follow_from_the_input(pictures):
+    passes = []
+
+    class Network(nn.Linear):
+        def forward(self, images):
+            passes.append(len(images))
+            return super().forward(images.mean((2, 3)))
+
+    predict_logits(Network(3, 10), pictures(5), DistortConfig(crop=1024), precision=FP32)
+    assert passes == [2, 2, 1]
 
 
 def test_modes_and_statistics_are_as_before(pictures):

@@ -36,6 +36,7 @@ def test_both_weights_of_a_checkpoint(make_run, splits):
     assert (evaluation.precision, evaluation.limited) == ("fp32", False)
     assert list(evaluation.metrics) == ["average", "raw"]
     assert evaluation.preferred is evaluation.metrics["average"]
+    assert evaluation.dataset is splits.test
     for weights, metrics in evaluation.metrics.items():
         model: nn.Module = build_model(run.recipe.model, num_classes=10, crop=8)
         model.load_state_dict(load_weights(run.checkpoints.path(10), weights))
@@ -161,6 +162,15 @@ def test_all_that_can_be_used_are_evaluated_and_the_others_named(make_run, split
     assert notes[0].startswith("warning: ")
     assert "step-00000020/model.safetensors" in notes[0]
     assert notes[1:] == ["step 30: its checkpoint was deleted before it was read"]
+
+
+def test_an_overflowing_checkpoint_is_named_and_passed_over(make_run, save_overflowing, splits, notes):
+    run = make_run(10, 30)
+    save_overflowing(run, 20)
+    evaluator = Evaluator(run, splits, "test", weights=BOTH, precision=FP32)
+    assert [evaluation.step for evaluation in evaluator.evaluate_all(notes.append)] == [10, 30]
+    (note,) = notes
+    assert note.startswith("warning: step 20: the network's output is not finite for 50 of 50 examples")
 
 
 @pytest.mark.parametrize("what", ["evaluate_latest", "evaluate_all"])

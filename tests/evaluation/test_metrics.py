@@ -56,6 +56,18 @@ def test_top5_is_one_with_five_classes_or_fewer(classes):
     assert compute_metrics(logits, labels, names(classes)).top5 == 1.0
 
 
+def test_mistakes_are_told_the_surest_first():
+    logits, labels = random_case(300, 7)
+    metrics = compute_metrics(logits, labels, names(7))
+    mistakes, probabilities = metrics.mistakes, softmax(logits)
+    assert sorted(mistakes.examples) == np.flatnonzero(logits.argmax(axis=1) != labels).tolist()
+    assert len(mistakes.examples) == 300 - np.trace(metrics.confusion)
+    np.testing.assert_array_equal(mistakes.labels, labels[mistakes.examples])
+    np.testing.assert_array_equal(mistakes.predicted, logits.argmax(axis=1)[mistakes.examples])
+    np.testing.assert_allclose(mistakes.confidence, probabilities.max(axis=1)[mistakes.examples])
+    assert (np.diff(mistakes.confidence) <= 0).all()
+
+
 def test_ties_go_to_the_lower_label():
     logits = np.zeros((7, 7), np.float32)
     metrics = compute_metrics(logits, np.arange(7), names(7))

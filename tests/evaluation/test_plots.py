@@ -31,6 +31,12 @@ def test_every_plot_is_a_picture_of_sensible_size(make_metrics, classes):
         assert len(np.unique(np.asarray(image.convert("L")))) > 10
 
 
+def test_pictures_of_very_many_classes_grow_no_more(make_metrics, monkeypatch):
+    monkeypatch.setattr(plots, "MOST_NAMES", 30)
+    for image in drawn(make_metrics(tuple(map(str, range(300))))):
+        assert max(image.size) < 2100
+
+
 def test_class_nobody_predicts_and_single_example():
     metrics = compute_metrics(np.array([[1.0, 0, 0]]), np.array([1]), ("a", "b", "c"))
     drawn(metrics)

@@ -15,7 +15,7 @@ from thumbnet.data import load_splits
 from thumbnet.data.dataset import Splits
 from thumbnet.data.shapes import CLASS_NAMES as SHAPES
 from thumbnet.engine import resolve_precision
-from thumbnet.errors import CheckpointError, DataError, UsageError
+from thumbnet.errors import CheckpointError, DataError, DivergedError, UsageError
 from thumbnet.evaluation import predict
 from thumbnet.evaluation.evaluate import predict_logits
 from thumbnet.evaluation.predict import MAX_STDIN_BYTES, Prediction, Predictor, find_pictures
@@ -174,8 +174,16 @@ def test_a_run_that_does_not_tell_its_classes_is_refused(run: Run):
         Predictor(run)
 
 
+def test_a_network_that_says_nothing_is_refused(run: Run, folder: Path):
+    predictor = Predictor(run)
+    with torch.no_grad():
+        predictor._model.get_submodule("softmax_linear").bias[1] = float("inf")
+    with pytest.raises(DivergedError, match=r"not finite for 1 of 1 examples(.|\n)*an earlier checkpoint"):
+        predictor.predict(folder / "ant" / "0.png")
+
+
 def test_bad_files_are_told_in_their_places(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(predict, "_BATCH", 2)
+    monkeypatch.setattr(predict, "batch_size_for", lambda side: 2)
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "cut.png").write_bytes((folder / "ant" / "0.png").read_bytes()[:200])
     os.mkfifo(tmp_path / "pipe.png")

@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -37,6 +38,17 @@ def test_json_of_raw_weights_alone(make_evaluation, make_metrics):
     values = report.to_json(make_evaluation(metrics={"raw": make_metrics()}))
     assert values["average"] is None
     assert values["raw"]["accuracy"] > 0
+
+
+def test_json_of_many_classes_holds_the_pairs_that_there_are(make_evaluation, make_metrics):
+    metrics = make_metrics(tuple(map(str, range(1000))))
+    values = report.to_json(make_evaluation(metrics={"raw": metrics}))["raw"]
+    assert "confusion" not in values
+    again = np.zeros_like(metrics.confusion)
+    for label, predicted, images in values["confusion_pairs"]:
+        again[label, predicted] = images
+    np.testing.assert_array_equal(again, metrics.confusion)
+    assert len(json.dumps(values["confusion_pairs"])) < 5000
 
 
 def test_csv_has_a_row_for_each_class_and_weights(make_evaluation, make_metrics):
@@ -108,6 +120,19 @@ def test_names_are_shown_as_they_are(make_evaluation, make_metrics, capsys):
     assert all(name in text for name in ("[red]", ":cat:", "[/]"))
 
 
+def test_names_that_are_no_text_break_nothing(make_evaluation, make_metrics, tmp_path, capsys):
+    metrics = make_metrics((b"caf\xe9".decode(errors="surrogateescape"), "\x1b[31mred", "a\nb"))
+    evaluation = make_evaluation(metrics={"average": metrics, "raw": metrics}, run=tmp_path / "r\udce9")
+    report.print_tables(evaluation)
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    for name in (r"caf\udce9", r"\x1b[31mred", r"a\nb", r"r\udce9, step"):
+        assert name in text
+    report.write_files(evaluation, tmp_path, report.draw_plots(evaluation))
+    for name in ("step-00001000-test.csv", "step-00001000-test-mistakes.csv"):
+        assert r"caf\udce9" in (tmp_path / name).read_text()
+
+
 def test_files_are_written_and_replaced(make_evaluation, tmp_path):
     evaluation, folder = make_evaluation(), tmp_path / "run" / "evaluation"
     plots = report.draw_plots(evaluation)
@@ -117,6 +142,8 @@ def test_files_are_written_and_replaced(make_evaluation, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [
         f"{stem}-classes.png",
         f"{stem}-confusion.png",
+        f"{stem}-mistakes.csv",
+        f"{stem}-mistakes.png",
         f"{stem}-reliability.png",
         f"{stem}.csv",
         f"{stem}.json",

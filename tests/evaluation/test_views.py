@@ -77,6 +77,13 @@ def test_corners_reach_into_the_border_that_training_has() -> None:
     assert answer == pytest.approx(sum(sigmoid(0.01 * middle) for middle in (0, 2, 6, 8, 4)) / 5)
 
 
+def test_corners_reach_into_a_border_wider_than_the_picture() -> None:
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    bordered = np.pad(image.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)), mode="reflect")
+    whole = CornerViews(Bright(), crop=3, pad=0)(torch.from_numpy(bordered))
+    torch.testing.assert_close(CornerViews(Bright(), crop=3, pad=4)(image), whole)
+
+
 def test_corners_are_cut_out_of_whole_pictures(pictures) -> None:
     dataset = pictures(2, side=5)
     dataset.class_names, dataset.labels = ("dark", "bright"), np.array([1, 0])

@@ -1,6 +1,10 @@
+import errno
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +24,6 @@ print(SameMaxPool(3, 2)(torch.arange(16.).reshape(1, 1, 4, 4)).flatten().tolist(
 
 def run(tmp_path: Path, **environment: str) -> list[str]:
     """Load the library in a fresh process with an empty cache."""
-    import os
-
     variables = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=variables, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
@@ -168,3 +170,71 @@ def test_kernels_for_older_instructions_agree_with_plain_torch(
     assert f"-march=x86-64-{march}" in library.compiler_flags()
     done = subprocess.run([sys.executable, "-c", AGREE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_pytorch_is_found_through_a_symbolic_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "linked").symlink_to(Path(torch.__file__).parents[1])
+    found = library._loaded_openmp()
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "linked" / "torch" / "__init__.py"))
+    assert library._loaded_openmp() == found
+
+
+@pytest.mark.parametrize("left", [0, 5000, -1], ids=["nothing", "a part", "nearly all"])
+def test_a_damaged_library_is_compiled_again(left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openmp = library._loaded_openmp()
+    if library.load_library().handle is None or openmp is None:
+        pytest.skip(library.load_library().why)
+    whole = library.library_path(openmp)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = library.library_path(openmp)
+    path.parent.mkdir()
+    path.write_bytes(whole.read_bytes()[:left])
+    monkeypatch.setattr(library, "_compile", lambda path, openmp: "")
+    assert library.load_library.__wrapped__().why.endswith(f"{path} is damaged")
+
+    def compile_again(path: Path, openmp: str) -> str:
+        shutil.copyfile(whole, path)
+        return ""
+
+    monkeypatch.setattr(library, "_compile", compile_again)
+    assert library.load_library.__wrapped__().handle is not None
+
+
+def test_a_cache_that_cannot_be_entered_is_reported_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library._loaded_openmp() is None or library.find_compiler() is None:
+        pytest.skip("no OpenMP runtime, or no compiler")
+    closed = tmp_path / "closed" / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(closed))
+    for name in ("stat", "mkdir"):
+        refuse_below(closed, name, monkeypatch)
+    assert "Permission denied" in library.load_library.__wrapped__().why
+
+
+def refuse_below(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a function of `os` find that a folder is closed, which it never is for root."""
+    function = getattr(os, name)
+
+    def refuse(path: object, *arguments: object, **options: object) -> object:
+        if str(path).startswith(str(folder)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return function(path, *arguments, **options)
+
+    monkeypatch.setattr(os, name, refuse)
+
+
+def test_nothing_is_compiled_for_a_disk_that_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "find_compiler", lambda: "/nowhere/gcc")
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    assert library._compile(tmp_path / "kernels.so", "libgomp.so").endswith("mounted noexec")
+    assert not (tmp_path / "kernels.so").exists()
+
+
+def test_kernels_for_one_processor_of_arm_are_not_those_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.processor", lambda: "aarch64")
+    graviton = {"Features": "fp asimd", "CPU implementer": "0x41", "CPU part": "0xd0c"}
+    paths = set()
+    for cpuinfo in (graviton, graviton | {"CPU part": "0xd40"}, graviton | {"Features": "fp asimd sve"}):
+        monkeypatch.setattr(engine, "_cpuinfo", lambda field, cpuinfo=cpuinfo: cpuinfo.get(field, ""))
+        paths.add(library.library_path("libgomp.so"))
+    assert len(paths) == 3
+    assert engine.cpu_name() == "aarch64, CPU implementer 0x41, CPU part 0xd0c"

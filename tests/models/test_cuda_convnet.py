@@ -73,6 +73,18 @@ def test_average_pools_leave_the_border_out() -> None:
 
 
 @pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("crop", [*range(7, 16), 28, 31])
+def test_each_net_takes_crops_of_any_size(net: str, crop: int) -> None:
+    assert build_cuda_convnet(num_classes=7, crop=crop, net=net)(torch.zeros(1, 3, crop, crop)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("net", ["80sec", "18pct"])
+def test_crops_that_pools_leave_nothing_of_are_refused(net: str) -> None:
+    with pytest.raises(UsageError, match=r"distort\.crop is 6: .* needs at least 7"):
+        build_model(ModelConfig(name="cuda-convnet", options={"net": net}), num_classes=10, crop=6)
+
+
+@pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("crop", [24, 32])
 def test_each_net_answers_and_learns_from_grey_levels(net: str, crop: int) -> None:
     torch.manual_seed(0)

@@ -110,6 +110,16 @@ def test_bf16_is_near_float32(kernels: bool, residual: bool, monkeypatch: pytest
     assert F.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.98
 
 
+def test_pictures_get_their_gradient_where_kernels_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "kernels_take", lambda images: True)
+    monkeypatch.setattr(grid, "whiten", lambda *_: pytest.fail("its kernel has no gradient of the pictures"))
+    images = pictures(1).requires_grad_()
+    layer = build_speed(num_classes=10, crop=32).get_submodule("whiten")
+    layer(images).sum().backward()
+    assert images.grad is not None
+    assert images.grad.any()
+
+
 def test_whitened_patches_are_uncorrelated() -> None:
     mixing = torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
     images = F.avg_pool2d(torch.einsum("ij,njhw->nihw", mixing, pictures(200)), 3, 1)

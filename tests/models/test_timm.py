@@ -106,7 +106,7 @@ def test_without_timm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "timm", None)
     assert main(["train", "--data", "shapes", "--model", "timm/resnet18", "--steps", "1"]) == 2
     error = capsys.readouterr().err
-    assert "need the package timm: pip install 'thumbnet[timm]'" in error
+    assert "need the package timm: pip install timm" in error
     assert "Traceback" not in error
 
 

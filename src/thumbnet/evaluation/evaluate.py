@@ -22,8 +22,15 @@ from thumbnet.models.modes import evaluation_mode
 if TYPE_CHECKING:
     from thumbnet.data.dataset import ImageDataset
 
-BATCH_SIZE = 500
-"""Images of one forward pass: it divides the usual test sets, and the activations stay in a processor's cache."""
+MOST_IMAGES = 500
+"""Images of one forward pass: it divides the usual test sets."""
+MOST_PIXELS = 2**21
+"""Pixels of one forward pass, 500 images of 64x64: their activations take some 500 MB."""
+
+
+def batch_size_for(side: int) -> int:
+    """Return how many images of a side, in pixels, to take in one pass where nobody says."""
+    return min(MOST_IMAGES, max(MOST_PIXELS // side**2, 1))
 
 
 def evaluate_weights(
@@ -32,7 +39,7 @@ def evaluate_weights(
     distort: DistortConfig,
     *,
     precision: Precision,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     replicas: Replicas = ALONE,
 ) -> Metrics:
     """Run every example of a data set through a network once and return the figures.
@@ -42,7 +49,8 @@ def evaluate_weights(
         dataset: the examples, taken in order.
         distort: size and standardization of the input; nothing is random.
         precision: arithmetic of the network.
-        batch_size: images of one forward pass; the figures do not depend on it but for rounding.
+        batch_size: images of one forward pass, `batch_size_for` the input if None; the figures depend on it by rounding
+            alone.
         replicas: each evaluates its share of the batches, and all of them return the figures of the whole.
 
     Raises:
@@ -62,7 +70,7 @@ def evaluate_views(
     config: EvaluationConfig,
     *,
     precision: Precision,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     replicas: Replicas = ALONE,
 ) -> tuple[Metrics, float | None]:
     """Return the figures of a single view of every picture, and the accuracy with several views of the unsure ones.
@@ -96,7 +104,7 @@ def predict_logits(
     distort: DistortConfig,
     *,
     precision: Precision,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     replicas: Replicas = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the network's logits, float32 [n, classes], and the labels, int64 [n], of every example in order.
@@ -106,6 +114,7 @@ def predict_logits(
     device = next(model.parameters()).device
     logits_NC = torch.zeros(len(dataset), len(dataset.class_names), device=device)
     labels_N = torch.zeros(len(dataset), dtype=torch.int64)
+    batch_size = batch_size or batch_size_for(distort.crop)
     share = replicas.share(math.ceil(len(dataset) / batch_size))
     with evaluation_mode(model), torch.inference_mode(), precision.autocast():
         for batch in evaluation_batches(dataset, distort, batch_size, share):

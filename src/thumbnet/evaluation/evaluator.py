@@ -15,8 +15,8 @@ from thumbnet.config import Recipe
 from thumbnet.data import load_splits
 from thumbnet.data.dataset import ImageDataset, Splits
 from thumbnet.engine import Precision, place
-from thumbnet.errors import CheckpointError, UsageError
-from thumbnet.evaluation.evaluate import BATCH_SIZE, evaluate_views
+from thumbnet.errors import CheckpointError, DivergedError, UsageError
+from thumbnet.evaluation.evaluate import evaluate_views
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import NewerFormatError, fit_state, folder_name, load_weights, read_manifest
@@ -45,6 +45,8 @@ class Evaluation:
     """Accuracy over the views that the recipe asks for, by weights; empty where it asks for one view."""
     data: str = ""
     """Name of the data set if it is another one than the run was trained on."""
+    dataset: ImageDataset
+    """The examples themselves."""
 
     @property
     def examples(self) -> int:
@@ -133,7 +135,7 @@ class Evaluator:
         weights: tuple[Weights, ...],
         precision: Precision,
         limit: int | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
     ) -> None:
         """Build the run's network.
 
@@ -144,7 +146,7 @@ class Evaluator:
             weights: from `choose_weights`.
             precision: arithmetic of the network.
             limit: take only the first examples of the split, if it has more.
-            batch_size: images of one forward pass.
+            batch_size: images of one forward pass; as many as suit their size if None.
 
         Raises:
             UsageError: the data has no such split, or the run's recipe names an unknown network.
@@ -215,6 +217,8 @@ class Evaluator:
             except CheckpointError as error:
                 deleted = not (self.run.checkpoints.folder / folder_name(step)).exists()
                 note(f"step {step}: its checkpoint was deleted before it was read" if deleted else f"warning: {error}")
+            except DivergedError as error:
+                note(f"warning: step {step}: {error}")
             else:
                 yield evaluation
 
@@ -247,4 +251,5 @@ class Evaluator:
             metrics=metrics,
             view_accuracy=view_accuracy,
             data=self._other_data,
+            dataset=self.dataset,
         )

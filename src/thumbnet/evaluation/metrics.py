@@ -45,6 +45,20 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mistakes:
+    """The examples whose most probable class is not their label, the most confident mistake first."""
+
+    examples: np.ndarray
+    """Their places in the data set, int64 [M]."""
+    labels: np.ndarray
+    """Their classes, int64 [M]."""
+    predicted: np.ndarray
+    """The classes that they were taken for, int64 [M]."""
+    confidence: np.ndarray
+    """Probability of the predicted class, float64 [M]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics:
     """The figures of one evaluation; shares are 0 to 1."""
 
@@ -62,6 +76,7 @@ class Metrics:
     confusion: np.ndarray
     """Images by label (row) and predicted class (column), int64 [C, C]."""
     calibration: Calibration
+    mistakes: Mistakes
 
 
 def compute_metrics(logits_NC: np.ndarray, labels_N: np.ndarray, class_names: Sequence[str]) -> Metrics:
@@ -86,8 +101,8 @@ def compute_metrics(logits_NC: np.ndarray, labels_N: np.ndarray, class_names: Se
     log_sum_N = np.log(np.exp(shifted_NC).sum(axis=1))
     classes = len(class_names)
     confusion_CC = np.bincount(labels_N * classes + predicted_N, minlength=classes**2).reshape(classes, classes)
-    # The predicted class has a shifted logit of 0, so its probability is exp(0 - log_sum).
-    calibration = calibrate(np.exp(-log_sum_N), predicted_N == labels_N)
+    confidence_N = np.exp(-log_sum_N)  # the predicted class has a shifted logit of 0
+    calibration = calibrate(confidence_N, predicted_N == labels_N)
     return Metrics(
         examples=len(labels_N),
         accuracy=float(np.trace(confusion_CC) / len(labels_N)),
@@ -97,6 +112,7 @@ def compute_metrics(logits_NC: np.ndarray, labels_N: np.ndarray, class_names: Se
         per_class=_per_class(confusion_CC, class_names),
         confusion=confusion_CC,
         calibration=calibration,
+        mistakes=_mistakes(labels_N, predicted_N, confidence_N),
     )
 
 
@@ -119,6 +135,20 @@ def expected_calibration_error(calibration: Calibration) -> float:
     return float((gap_B * calibration.count).sum() / calibration.count.sum())
 
 
+def insist_finite(logits_NC: np.ndarray) -> None:
+    """Refuse what a network says when it says nothing.
+
+    Raises:
+        DivergedError: a logit is not finite.
+    """
+    broken = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1))
+    if len(broken):
+        raise DivergedError(
+            f"the network's output is not finite for {len(broken)} of {len(logits_NC)} examples, first for example"
+            f" {broken[0]}\nthese weights are of no use: take an earlier checkpoint"
+        )
+
+
 def _check(logits_NC: np.ndarray, labels_N: np.ndarray, class_names: Sequence[str]) -> None:
     """Raise for examples that cannot be counted."""
     if not len(labels_N):
@@ -132,12 +162,15 @@ def _check(logits_NC: np.ndarray, labels_N: np.ndarray, class_names: Sequence[st
         raise DataError(
             f"example {outside[0]} has label {labels_N[outside[0]]}: it must be 0 to {len(class_names) - 1}"
         )
-    broken = np.flatnonzero(~np.isfinite(logits_NC).all(axis=1))
-    if len(broken):
-        raise DivergedError(
-            f"the network's output is not finite for {len(broken)} of {len(labels_N)} examples, first for example"
-            f" {broken[0]}\nthese weights are of no use: evaluate an earlier checkpoint"
-        )
+    insist_finite(logits_NC)
+
+
+def _mistakes(labels_N: np.ndarray, predicted_N: np.ndarray, confidence_N: np.ndarray) -> Mistakes:
+    wrong = np.flatnonzero(predicted_N != labels_N)
+    wrong = wrong[np.argsort(-confidence_N[wrong], kind="stable")]
+    return Mistakes(
+        examples=wrong, labels=labels_N[wrong], predicted=predicted_N[wrong], confidence=confidence_N[wrong]
+    )
 
 
 def _rank(logits_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:

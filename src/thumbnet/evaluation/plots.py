@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from thumbnet.evaluation.metrics import CALIBRATION_BINS, Metrics, Weights
+from thumbnet.printing import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,15 +21,20 @@ BLUE, ORANGE, INK, MUTED, GRID = "#2a6f97", "#e07a3f", "#1f2933", "#7b8794", "#e
 COLORS: dict[Weights, str] = {"average": BLUE, "raw": ORANGE}
 _MANY_CLASSES = 25
 """With more classes than this, numbers in the confusion matrix would be too small to read, and names get small."""
+MOST_NAMES = 200
+"""With more classes than this, plots would grow past any screen, so they show no more names."""
 
 
 def confusion_png(metrics: Metrics, title: str) -> bytes:
-    """Draw the confusion matrix as a PNG file: cells hold images, shades show the share of the label's images."""
+    """Draw the confusion matrix as a PNG file: cells hold images, shades show the share of the label's images.
+
+    The axes name the classes; where these are more than `MOST_NAMES`, they count them in label order.
+    """
     from matplotlib.colors import PowerNorm
 
     classes = len(metrics.per_class)
-    few = classes <= _MANY_CLASSES
-    side_in = max(0.62 * classes if few else 0.13 * classes, 3.2) + 2.4
+    few, named = classes <= _MANY_CLASSES, classes <= MOST_NAMES
+    side_in = max((0.62 if few else 0.13) * classes, 3.2) + 2.4 if named else 15
     figure = empty_figure(side_in + 0.6, side_in, title)
     axes = figure.add_subplot()
     share_CC = metrics.confusion / np.maximum(metrics.confusion.sum(axis=1, keepdims=True), 1)
@@ -36,15 +42,8 @@ def confusion_png(metrics: Metrics, title: str) -> bytes:
     image = axes.imshow(share_CC, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     if few:
         _number_cells(axes, metrics.confusion, share_CC)
-    names = [entry.name for entry in metrics.per_class]
-    slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
-    font: dict[str, Any] = {"fontsize": 9.5 if few else 6, "parse_math": False}
-    axes.set_xticks(range(classes), names, **font, **slant)
-    axes.set_yticks(range(classes), names, **font)
-    axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.2 if few else 0.3)
-    axes.tick_params(which="both", length=0)
+    if named:
+        _name_cells(axes, [printable(entry.name) for entry in metrics.per_class], few=few)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
@@ -53,6 +52,18 @@ def confusion_png(metrics: Metrics, title: str) -> bytes:
     bar.set_label("share of the label's images", fontsize=9)
     bar.outline.set_visible(False)
     return png_of(figure)
+
+
+def _name_cells(axes: Axes, names: Sequence[str], *, few: bool) -> None:
+    """Write the classes along both sides of the confusion matrix, and set its cells apart."""
+    slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
+    font: dict[str, Any] = {"fontsize": 9.5 if few else 6, "parse_math": False}
+    axes.set_xticks(range(len(names)), names, **font, **slant)
+    axes.set_yticks(range(len(names)), names, **font)
+    axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2 if few else 0.3)
+    axes.tick_params(which="both", length=0)
 
 
 def _number_cells(axes: Axes, confusion_CC: np.ndarray, share_CC: np.ndarray) -> None:
@@ -73,6 +84,8 @@ def _number_cells(axes: Axes, confusion_CC: np.ndarray, share_CC: np.ndarray) ->
 def classes_png(metrics: Mapping[Weights, Metrics], title: str) -> bytes:
     """Draw each class's F1 as a bar with marks for precision and recall, the best class on top.
 
+    Of more classes than `MOST_NAMES`, the worst of that number.
+
     Args:
         metrics: by weights ("average", "raw"); the first is drawn in full, of a second only the F1.
         title: title of the plot.
@@ -81,7 +94,10 @@ def classes_png(metrics: Mapping[Weights, Metrics], title: str) -> bytes:
         A PNG file.
     """
     (main, first), *others = metrics.items()
-    order = sorted(range(len(first.per_class)), key=lambda label: -first.per_class[label].f1)
+    classes = len(first.per_class)
+    order = sorted(range(classes), key=lambda label: -first.per_class[label].f1)[-MOST_NAMES:]
+    if len(order) < classes:
+        title = f"{title}: the worst {len(order)} of {classes:,} classes"
     entries = [first.per_class[label] for label in order]
     f1 = np.array([entry.f1 for entry in entries])
     rows = np.arange(len(order))
@@ -99,7 +115,7 @@ def classes_png(metrics: Mapping[Weights, Metrics], title: str) -> bytes:
     for row, value in zip(rows, f1, strict=True):
         axes.annotate(f"{value:.3f}", (1, row), color=INK, **beside)
     axes.annotate("F1", (1, -0.85), color=MUTED, **beside)
-    axes.set_yticks(rows, [entry.name for entry in entries], fontsize=10 if few else 7, parse_math=False)
+    axes.set_yticks(rows, [printable(entry.name) for entry in entries], fontsize=10 if few else 7, parse_math=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(order) - 0.4, -1.15)
     axes.grid(axis="x", color=GRID)
@@ -153,7 +169,7 @@ def empty_figure(width_in: float, height_in: float, title: str) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figure = Figure(figsize=(width_in, height_in), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-    lines = textwrap.wrap(title, width=int(11 * width_in))
+    lines = textwrap.wrap(printable(title), width=int(11 * width_in))
     figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=11, fontweight="bold", color=INK, parse_math=False)
     return figure
 

@@ -27,9 +27,9 @@ from thumbnet.data.records import RecordFormat, RecordPart
 from thumbnet.data.tree import walk_pictures
 from thumbnet.engine import place, resolve_precision
 from thumbnet.errors import DataError, UsageError
-from thumbnet.evaluation.evaluate import predict_logits
+from thumbnet.evaluation.evaluate import batch_size_for, predict_logits
 from thumbnet.evaluation.evaluator import choose_weights
-from thumbnet.evaluation.metrics import Weights
+from thumbnet.evaluation.metrics import Weights, insist_finite
 from thumbnet.models import build_model
 from thumbnet.printing import printable
 from thumbnet.runs.checkpoint import fit_state, load_weights, read_manifest
@@ -45,7 +45,6 @@ MAX_STDIN_BYTES = 64 * 2**20
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 """A file by its path; a picture of Pillow's; or values uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Of any size."""
 
-_BATCH = 256
 _KNOWN_SHAPE = (32, 32, 3)
 
 
@@ -146,6 +145,7 @@ class Predictor:
 
         Raises:
             DataError: a file cannot be read; names it.
+            DivergedError: the network's output is not finite.
             UsageError: something is no picture, or `top` is less than 1.
         """
         insist_within("top", top, 1)
@@ -168,6 +168,7 @@ class Predictor:
 
         Raises:
             DataError: a file cannot be read; names it.
+            DivergedError: the network's output is not finite.
             UsageError: something is no picture.
         """
         squares = [self._square(picture, number) for number, picture in enumerate(pictures)]
@@ -180,9 +181,13 @@ class Predictor:
             files: paths of pictures, or `-` for one on standard input.
             top: how many of the likeliest classes to tell.
             stdin: where `-` is read from.
+
+        Raises:
+            DivergedError: the network's output is not finite.
         """
-        for start in range(0, len(files), _BATCH):
-            part = files[start : start + _BATCH]
+        count = batch_size_for(max(self.image_shape[0], self.run.recipe.distort.crop))
+        for start in range(0, len(files), count):
+            part = files[start : start + count]
             decoded = [self._decode(file, stdin) for file in part]
             images = [picture for picture in decoded if isinstance(picture, np.ndarray)]
             answers = iter(self._ask(np.stack(images)) if images else ())
@@ -193,12 +198,17 @@ class Predictor:
                     yield Prediction(file=file, top=self._likeliest(next(answers), top))
 
     def _ask(self, images_NHWC: np.ndarray) -> np.ndarray:
-        """Return the probability of each class, float64 [n, classes], of pictures uint8 [n, H, W, C]."""
+        """Return the probability of each class, float64 [n, classes], of pictures uint8 [n, H, W, C].
+
+        Raises:
+            DivergedError: the network's output is not finite.
+        """
         records = self._layout.pack(images_NHWC, np.zeros(len(images_NHWC), np.int64))
         part = RecordPart(name="pictures", where="pictures", records=records)
         dataset = ImageDataset("pictures", self.class_names, self._layout, [part])
         distort = self.run.recipe.distort
-        logits_NC, _ = predict_logits(self._model, dataset, distort, precision=self._precision, batch_size=_BATCH)
+        logits_NC, _ = predict_logits(self._model, dataset, distort, precision=self._precision)
+        insist_finite(logits_NC)
         shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True, initial=-np.inf)
         weights_NC = np.exp(shifted_NC)
         probabilities: np.ndarray = weights_NC / weights_NC.sum(axis=1, keepdims=True)

@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from thumbnet.evaluation.metrics import Metrics
-from thumbnet.evaluation.plots import classes_png, confusion_png, reliability_png
+from thumbnet.evaluation.mistakes import gallery_png, mistakes_csv
+from thumbnet.evaluation.plots import MOST_NAMES, classes_png, confusion_png, reliability_png
 from thumbnet.files import replace_file
 from thumbnet.printing import printable
 from thumbnet.runs.checkpoint import folder_name
@@ -51,8 +54,16 @@ def _metrics_to_json(metrics: Metrics) -> dict[str, Any]:
             {"name": e.name, "precision": e.precision, "recall": e.recall, "f1": e.f1, "support": e.support}
             for e in metrics.per_class
         ],
-        "confusion": metrics.confusion.tolist(),
+        **_confusion_to_json(metrics.confusion),
     }
+
+
+def _confusion_to_json(confusion_CC: np.ndarray) -> dict[str, list[list[int]]]:
+    """Return the whole matrix, or of many classes the pairs that there are, as label, predicted class and images."""
+    if len(confusion_CC) <= MOST_NAMES:
+        return {"confusion": confusion_CC.tolist()}
+    labels, predicted = np.nonzero(confusion_CC)
+    return {"confusion_pairs": np.stack([labels, predicted, confusion_CC[labels, predicted]], axis=1).tolist()}
 
 
 def to_csv(evaluation: Evaluation) -> str:
@@ -120,7 +131,7 @@ def print_checkpoints(evaluations: Sequence[Evaluation]) -> None:
 
 
 def _title(evaluation: Evaluation) -> str:
-    checkpoint = f"{evaluation.run.absolute().name}, step {evaluation.step:,}"
+    checkpoint = f"{printable(evaluation.run.absolute().name)}, step {evaluation.step:,}"
     first = "the first " if evaluation.limited else ""
     data = f" of {printable(evaluation.data)}" if evaluation.data else ""
     return f"{checkpoint}: {first}{evaluation.examples:,} {evaluation.split} images{data}, {evaluation.precision}"
@@ -166,7 +177,7 @@ def _class_table(evaluation: Evaluation) -> Table:
         cells = [f"{100 * getattr(entry, key):.1f}" for key in ("precision", "recall", "f1") for entry in entries]
         if len(entries) == 2:
             cells.append(f"{100 * (entries[0].f1 - entries[1].f1):+.1f}")
-        table.add_row(entries[0].name, f"{entries[0].support:,}", *cells)
+        table.add_row(printable(entries[0].name), f"{entries[0].support:,}", *cells)
     return table
 
 
@@ -184,7 +195,7 @@ def _percent(share: float) -> str:
 
 
 def write_files(evaluation: Evaluation, folder: Path, plots: Mapping[str, bytes] | None = None) -> list[Path]:
-    """Write JSON, CSV and plots into a folder; those of the same evaluation done before are replaced.
+    """Write JSON, classes and mistakes as CSV, and plots into a folder; those of the same evaluation are replaced.
 
     Args:
         evaluation: what to write.
@@ -203,7 +214,11 @@ def write_files(evaluation: Evaluation, folder: Path, plots: Mapping[str, bytes]
     stem = "-".join(names)
     contents = {
         f"{stem}.json": (json.dumps(to_json(evaluation)) + "\n").encode(),
-        f"{stem}.csv": to_csv(evaluation).encode(),
+        # Names may hold bytes that are no text.
+        f"{stem}.csv": to_csv(evaluation).encode(errors="backslashreplace"),
+        f"{stem}-mistakes.csv": mistakes_csv(evaluation.preferred, evaluation.dataset).encode(
+            errors="backslashreplace"
+        ),
         **{f"{stem}-{name}.png": png for name, png in (plots or {}).items()},
     }
     return write_contents(contents, folder)
@@ -222,13 +237,17 @@ def write_contents(contents: Mapping[str, bytes], folder: Path) -> list[Path]:
 
 
 def draw_plots(evaluation: Evaluation) -> dict[str, bytes]:
-    """Return PNG files by name; the confusion matrix is that of the preferred weights."""
-    title, weights = _title(evaluation), next(iter(evaluation.metrics))
-    return {
-        "confusion": confusion_png(evaluation.preferred, f"{title}, {weights} weights"),
+    """Return PNG files by name; confusion matrix and mistakes, if there are any, are those of the preferred weights."""
+    title, preferred = _title(evaluation), evaluation.preferred
+    of_weights = f"{title}, {next(iter(evaluation.metrics))} weights"
+    plots = {
+        "confusion": confusion_png(preferred, of_weights),
         "classes": classes_png(evaluation.metrics, title),
         "reliability": reliability_png(evaluation.metrics, title),
     }
+    if len(preferred.mistakes.examples):
+        plots["mistakes"] = gallery_png(preferred, evaluation.dataset, of_weights)
+    return plots
 
 
 def add_summaries(evaluation: Evaluation, events: EventFile, confusion: bytes | None = None) -> None:

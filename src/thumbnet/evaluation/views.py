@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +48,11 @@ class CornerViews(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return float32 logits [N, classes]; images are standardized as the network's input but whole."""
-        padded = F.pad(images_NCHW, (self.pad,) * 4, mode="reflect") if self.pad else images_NCHW
+        # Not `F.pad`, which refuses a border as wide as the picture: here, as in training, it is reflected again.
+        rows, columns = (
+            torch.from_numpy(np.pad(np.arange(side), self.pad, mode="reflect")) for side in images_NCHW.shape[-2:]
+        )
+        padded = images_NCHW[:, :, rows[:, None], columns] if self.pad else images_NCHW
         bottom, right = (side - self.crop for side in padded.shape[-2:])
         places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
         log_probabilities = [

@@ -19,6 +19,7 @@ import platformdirs
 import torch
 
 from thumbnet.engine import LEVEL_OF_CAP, cpu_flags, cpu_name, has_level, isa_cap
+from thumbnet.files import write_new_file
 
 SOURCES = ("pool_norm.c", "speed_net.c", "local.c", "conv_pool.c", "distort.c")
 HEADERS = ("pool_norm.h", "pool_norm_avx512.h", "max_pool_avx512.h", "amx.h", "avx512.h", "bfloat16.h")
@@ -30,6 +31,8 @@ FLAGS = (
     "-fno-trapping-math",
     "-fPIC",
 )
+DIGEST_BYTES = 32
+"""Of SHA-256, behind the compiled kernels in their file; the system's loader does not look there."""
 COMPILE_TIMEOUT_S = 300
 """Some seconds on a free core; but on one that is shared with much else, a minute has not been enough."""
 SUFFIXES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.uint8: "u8"}
@@ -70,24 +73,43 @@ def load_library() -> Library:
     openmp = _loaded_openmp()
     if openmp is None:
         return Library(handle=None, why="PyTorch's OpenMP runtime was not found")
-    folder = Path(str(resources.files("thumbnet.kernels")))
-    flags = compiler_flags()
-    # -march=native makes the result fit this processor alone, so all that it can do is part of the name.
-    key = hashlib.sha256("\n".join([cpu_name(), *sorted(cpu_flags()), *flags, openmp]).encode())
-    for source in (*SOURCES, *HEADERS):
-        key.update((folder / source).read_bytes())
-    path = platformdirs.user_cache_path("thumbnet") / f"kernels-{key.hexdigest()[:16]}.so"
-    if not path.exists():
-        compiler = find_compiler()
-        if compiler is None:
-            return Library(handle=None, why="no C compiler (gcc) was found")
-        reason = _compile([compiler, *flags], [folder / source for source in SOURCES], path, openmp)
-        if reason:
-            return Library(handle=None, why=reason)
+    path = library_path(openmp)
     try:
-        return Library(handle=ctypes.CDLL(str(path)), why=f"compiled C kernels, {path}")
+        return _open(path)
+    except OSError:  # not compiled yet, damaged, or compiled where the C library is newer
+        reason = _compile(path, openmp)
+    if reason:
+        return Library(handle=None, why=reason)
+    try:
+        return _open(path)
     except OSError as error:
         return Library(handle=None, why=f"the compiled kernels do not load: {error}")
+
+
+def library_path(openmp: str) -> Path:
+    """Return where the compiled kernels are kept; the name tells of sources, flags, OpenMP runtime and processor."""
+    # -march=native makes the result fit this processor alone, so all that it can do is part of the name.
+    key = hashlib.sha256("\n".join([cpu_name(), *sorted(cpu_flags()), *compiler_flags(), openmp]).encode())
+    for source in (*SOURCES, *HEADERS):
+        key.update((_folder() / source).read_bytes())
+    return platformdirs.user_cache_path("thumbnet") / f"kernels-{key.hexdigest()[:16]}.so"
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("thumbnet.kernels")))
+
+
+def _open(path: Path) -> Library:
+    """Load compiled kernels.
+
+    Raises:
+        OSError: they are not there, damaged, or do not load.
+    """
+    file = path.read_bytes()
+    content, digest = file[:-DIGEST_BYTES], file[-DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:  # to load a part of a library can end the process
+        raise OSError(f"{path} is damaged")
+    return Library(handle=ctypes.CDLL(str(path)), why=f"compiled C kernels, {path}")
 
 
 def find_compiler() -> str | None:
@@ -110,13 +132,18 @@ def compiler_flags() -> tuple[str, ...]:
     return (f"-march={march}", *width, *FLAGS)
 
 
-def _compile(command: list[str], sources: list[Path], path: Path, openmp: str) -> str:
-    """Compile to `path`, atomically, with a compiler and its flags; return why not, or nothing."""
-    compiler = command[0]
+def _compile(path: Path, openmp: str) -> str:
+    """Compile to `path`, atomically, with a digest behind it; return why not, or nothing."""
+    compiler = find_compiler()
+    if compiler is None:
+        return "no C compiler (gcc) was found"
+    command, sources = [compiler, *compiler_flags()], [_folder() / source for source in SOURCES]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if os.statvfs(path.parent).f_flag & os.ST_NOEXEC:  # else they would be compiled in vain at every start
+            return f"{path.parent} is on a disk that is mounted noexec"
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            compiled = Path(folder) / "kernels.so"
+            compiled, whole = Path(folder) / "compiled.so", Path(folder) / "kernels.so"
             built = {source: str(Path(folder) / f"{source.stem}.o") for source in sources}
             for step in (
                 *([*command, "-c", str(source), "-o", built[source]] for source in sources),
@@ -124,7 +151,9 @@ def _compile(command: list[str], sources: list[Path], path: Path, openmp: str) -
                 [compiler, "-shared", *built.values(), openmp, "-lm", "-o", str(compiled)],
             ):
                 subprocess.run(step, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
-            compiled.rename(path)
+            content = compiled.read_bytes()
+            write_new_file(whole, [content, hashlib.sha256(content).digest()])
+            whole.rename(path)
     except subprocess.CalledProcessError as error:
         first_line = (error.stderr or "").strip().splitlines()[:1]
         return f"{compiler} failed: {first_line[0] if first_line else error.returncode}"
@@ -138,7 +167,7 @@ def _loaded_openmp() -> str | None:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
-    folder = str(Path(torch.__file__).parent)
+    folder = str(Path(torch.__file__).resolve().parent)  # as the system names what is loaded: without symbolic links
     for line in maps.read_text(encoding="utf-8", errors="replace").splitlines():
         path = line.split(maxsplit=5)[-1]
         # Beside `torch` is `torch.libs`, where some builds keep it.

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from thumbnet.errors import UsageError
 from thumbnet.models.classic import FlattenHWC
 from thumbnet.models.first_layer import PooledFirst
 from thumbnet.models.layers import LocallyConnected, LocalResponseNorm, MapResponseNorm, SameMaxPool
@@ -26,7 +27,7 @@ def build_cuda_convnet(*, num_classes: int, crop: int, channels: int = 3, net: s
 
     Args:
         num_classes: classes, the width of the last layer.
-        crop: side of the input, in pixels.
+        crop: side of the input, in pixels; at least 7 for `80sec` and `18pct`.
         channels: channels of the input.
         net: one of `NETS`.
 
@@ -35,16 +36,21 @@ def build_cuda_convnet(*, num_classes: int, crop: int, channels: int = 3, net: s
 
     Raises:
         ValueError: there is no such net.
+        UsageError: the input is too small.
     """
     if net not in NETS:
         raise ValueError(f"net is '{net}': it must be one of {', '.join(NETS)}")
-    build = _shared_weights if net in ("80sec", "18pct") else _local_weights
+    shared = net in ("80sec", "18pct")
+    if shared and crop < 7:
+        raise UsageError(f"distort.crop is {crop}: cuda-convnet's {net} halves its input three times, needs at least 7")
+    build = _shared_weights if shared else _local_weights
     return PooledFirst(build(num_classes, crop, channels, net))
 
 
 def _shared_weights(num_classes: int, crop: int, channels: int, net: str) -> OrderedDict[str, nn.Module]:
     """Return the layers of the nets whose weights are all shared: three convolutions, average pools, dense layers."""
-    normalized, side = net == "18pct", _pooled(crop, times=3)
+    # The max pool rounds half of a side up, the average pools round down: no window of theirs begins at the last pixel.
+    normalized, side = net == "18pct", -(-crop // 2) // 4
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=_convolution(channels, 32, std=1e-4), pool1=SameMaxPool(3, 2, relu=True)
     )
@@ -65,7 +71,7 @@ def _shared_weights(num_classes: int, crop: int, channels: int, net: str) -> Ord
 
 def _local_weights(num_classes: int, crop: int, channels: int, net: str) -> OrderedDict[str, nn.Module]:
     """Return the layers of the nets with two locally connected layers above two convolutions."""
-    normalized, side = net == "11pct", _pooled(crop, times=2)
+    normalized, side = net == "11pct", -(-crop // 4)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=_convolution(channels, 64, std=1e-4), pool1=SameMaxPool(3, 2, relu=True)
     )
@@ -87,11 +93,6 @@ def _local_weights(num_classes: int, crop: int, channels: int, net: str) -> Orde
         dense10=_dense(side * side * 32, num_classes, std=0.01),
     )
     return layers
-
-
-def _pooled(side: int, times: int) -> int:
-    """Return the side after some pools of stride 2."""
-    return side if not times else _pooled(-(-side // 2), times - 1)
 
 
 def _average_pool() -> nn.AvgPool2d:

@@ -71,7 +71,8 @@ class WhiteningConv(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Whiten."""
-        if images_NCHW.shape[1] == 3 and grid.kernels_take(images_NCHW):
+        # The kernel has no gradient of the pictures, which whoever asks what the network looks at wants.
+        if images_NCHW.shape[1] == 3 and not images_NCHW.requires_grad and grid.kernels_take(images_NCHW):
             return grid.whiten(images_NCHW, self.weight, self.bias)
         return F.gelu(F.conv2d(images_NCHW, self.weight, self.bias))
 

@@ -96,7 +96,7 @@ def _import() -> ModuleType:
         if error.name != "timm":
             raise UsageError(_broken(error)) from error
         raise UsageError(
-            "the networks of timm need the package timm: pip install 'thumbnet[timm]'\n"
+            "the networks of timm need the package timm: pip install timm\n"
             "beside a CPU build of PyTorch, take torchvision, which timm needs, from where PyTorch came from"
         ) from error
     except Exception as error:

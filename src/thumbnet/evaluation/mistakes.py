@@ -1,0 +1,66 @@
+"""What a network took for something else: a list of all such pictures, and a gallery of those it was surest of."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+from thumbnet.evaluation.metrics import Metrics
+from thumbnet.evaluation.plots import empty_figure, png_of
+from thumbnet.printing import printable
+
+if TYPE_CHECKING:
+    from thumbnet.data.dataset import ImageDataset
+
+GALLERY = (4, 8)
+"""Rows and columns of the gallery."""
+_LONGEST_NAME = 15
+
+
+def mistakes_csv(metrics: Metrics, dataset: ImageDataset) -> str:
+    """Return a row for each mistake, the most confident one first.
+
+    Args:
+        metrics: figures of an evaluation.
+        dataset: what was evaluated.
+    """
+    file, mistakes = io.StringIO(), metrics.mistakes
+    names = [entry.name for entry in metrics.per_class]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("picture", "class", "predicted", "probability"))
+    for example, label, predicted, confidence in zip(
+        mistakes.examples, mistakes.labels, mistakes.predicted, mistakes.confidence, strict=True
+    ):
+        writer.writerow((dataset.key(example), names[label], names[predicted], f"{confidence:.6f}"))
+    return file.getvalue()
+
+
+def gallery_png(metrics: Metrics, dataset: ImageDataset, title: str) -> bytes:
+    """Draw the most confident mistakes as a PNG file; there must be one.
+
+    Args:
+        metrics: figures of an evaluation.
+        dataset: what was evaluated.
+        title: heading.
+    """
+    rows, columns = GALLERY
+    mistakes = metrics.mistakes
+    images_NHWC, _ = dataset.gather(mistakes.examples[: rows * columns])
+    rows = -(-len(images_NHWC) // columns)
+    figure = empty_figure(1.3 * columns, 1.55 * rows + 0.5, f"{title}: the most confident mistakes")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for number, (axes, image_HWC) in enumerate(zip(panels, images_NHWC, strict=False)):
+        axes.imshow(image_HWC, cmap="gray")
+        pair = mistakes.labels[number], mistakes.predicted[number]
+        label, predicted = (_short(metrics.per_class[index].name) for index in pair)
+        heading = f"{label} \N{RIGHTWARDS ARROW}\n{predicted} {100 * mistakes.confidence[number]:.0f} %"
+        axes.set_title(heading, fontsize=8, pad=3, parse_math=False)
+    return png_of(figure)
+
+
+def _short(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
