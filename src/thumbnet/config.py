@@ -7,6 +7,7 @@ whole, and written whole into the run, so that a run can be started again from i
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
 import typing
@@ -30,7 +31,8 @@ class DataConfig:
     """A data set known by name (cifar10, cifar100, cifar100-coarse, svhn, svhn-extra, shapes), a folder of pictures,
     or a CSV file."""
     validation: float = 0.0
-    """Images carved from the training set for validation, stratified by class: how many, or below 1 which share."""
+    """Images carved from the training set for validation, stratified by class: how many, or below 1 which share. A
+    share gives way to a validation split that the data brings."""
     image_size: int = 32
     """Side in pixels of the squares that pictures of a folder or CSV file become; known data sets have their own."""
     skip_bad: bool = False
@@ -112,7 +114,7 @@ class OptimizerConfig:
     """Nesterov's form of momentum."""
     weight_decay: dict[str, float] = field(default_factory=dict)
     """Layer name -> coefficient c of c/2 * ||w||^2 in the loss, on that layer's weight; `default` for the others'
-    weights, `biases` for all one-dimensional ones."""
+    weights, `biases` for all one-dimensional ones. The convolutions of `muon`, which keep their norm, take none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +178,8 @@ class TrainConfig:
     """What is told on the way. `default`: losses, accuracy, speed. `tutorial`: the step line of 2015. `book`: the label
     and logits of a picture, each file as it is begun, and how the logits of the first picture move."""
     summary_every: int = 100
-    """Steps between TensorBoard summaries; 0 for none."""
+    """Steps between TensorBoard's histograms, images and sparsities; its curves get a point at every step line too. 0
+    writes nothing for TensorBoard while training."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints; 0 for none by steps. There is always one at the end."""
     checkpoint_every_s: float = 0.0
@@ -392,6 +395,13 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         if len(kinds) == len(value):
             return tuple(_convert(kind, entry, where, key) for kind, entry in zip(kinds, value, strict=True))
     if hint is Any:
+        try:
+            json.dumps(value)  # what a run keeps of it
+        except TypeError:
+            raise UsageError(
+                f"{where}: {key} is {value}, expected text, a number, true or false, or a list of these: "
+                "put a date into quotes"
+            ) from None
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from thumbnet.config import PrecisionName, insist_within
@@ -129,7 +130,7 @@ def has_level(level: str) -> bool:
 
 def cpu_flags() -> frozenset[str]:
     """Return all the processor's instruction sets, in the kernel's names; empty where it does not tell."""
-    return frozenset(_cpuinfo("flags").split())
+    return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())  # the latter on Arm
 
 
 def cpu_features() -> frozenset[str]:
@@ -138,8 +139,9 @@ def cpu_features() -> frozenset[str]:
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """Return the processor's name as the system gives it; of Arm's, maker and part by their numbers."""
+    numbers = [f"{field} {_cpuinfo(field)}" for field in ("CPU implementer", "CPU part") if _cpuinfo(field)]
+    return _cpuinfo("model name") or ", ".join([platform.processor() or platform.machine(), *numbers])
 
 
 def _cpuinfo(field: str) -> str:
@@ -153,15 +155,64 @@ def _cpuinfo(field: str) -> str:
     return ""
 
 
-def usable_cores() -> int:
+def usable_cores(sharers: int = 1) -> int:
+    """Return the number of cores this process may keep busy: those it may run on, within the quota of its container.
+
+    Args:
+        sharers: processes, this one among them, that share the quota.
+    """
+    cores, quota = visible_cores(), cpu_quota()
+    return cores if quota is None else min(cores, max(math.ceil(quota / sharers), 1))
+
+
+def visible_cores() -> int:
     """Return the number of cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def prepare(threads: int | None = None) -> None:
-    """Set up this process for training or evaluation: threads (default: every core it may use) and allocator.
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return how many cores' time the control groups of this process allow it, as `docker --cpus` sets; None for any.
+
+    Threads beyond that are stopped until the next period, in the middle of a step.
+
+    Args:
+        root: the file system.
+    """
+    quotas = []
+    for line in _lines_of(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # cgroup v2 has one tree of all controllers, v1 one for each. Every group above limits, too; a container may see
+        # its own as the uppermost.
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+            folder = top / str(group).lstrip("/")
+            if controllers:
+                texts = _lines_of(folder / "cpu.cfs_quota_us") + _lines_of(folder / "cpu.cfs_period_us")
+            else:
+                texts = " ".join(_lines_of(folder / "cpu.max")).split()
+            if len(texts) == 2 and all(text.isdecimal() for text in texts):  # not `max`, nor -1
+                quotas.append(int(texts[0]) / int(texts[1]))
+    return min(quotas, default=None)
+
+
+def _lines_of(path: Path) -> list[str]:
+    """Return the lines of a file of the system; none where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def prepare(threads: int | None = None, *, sharers: int = 1) -> None:
+    """Set up this process for training or evaluation: threads and allocator.
+
+    Args:
+        threads: processor threads; None for every core it may use.
+        sharers: processes, this one among them, that train on one machine.
 
     Raises:
         UsageError: fewer than one thread is asked for.
@@ -170,7 +221,7 @@ def prepare(threads: int | None = None) -> None:
         insist_within("threads", threads, 1)
     import torch
 
-    torch.set_num_threads(threads or usable_cores())
+    torch.set_num_threads(threads or usable_cores(sharers))
     _keep_freed_memory()
 
 

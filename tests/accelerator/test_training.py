@@ -113,6 +113,27 @@ def test_waits_once_for_the_figures_of_many_steps(accelerator: Any, train: Any) 
     assert sorted(more) == ["_catch_up", "_report", "_report"]
 
 
+@pytest.mark.parametrize("leads", [True, False])
+def test_every_replica_looks_at_the_figures_at_the_same_steps(
+    accelerator: Any, splits: Splits, leads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A divergence that one alone noticed would leave the others waiting for it."""
+    looked: list[int] = []
+    catch_up = loop.Training._catch_up
+
+    def noted(self: loop.Training) -> loop.Record:
+        looked.append(self.state.step)
+        return catch_up(self)
+
+    monkeypatch.setattr(loop.Training, "_catch_up", noted)
+    run = Run.create(tmp_path, recipe_of("classic", train__summary_every=3), "run")
+    with Console("default", io.StringIO(), run.path / "log.txt") as console:
+        training = open_training(run, splits, console, resume=False)
+        training._leads = leads
+        training.fit(StopSignal(), lambda: None)
+    assert looked == [1, 4, 7, 8]
+
+
 def test_a_value_read_in_every_step_would_be_noticed(
     accelerator: Any, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

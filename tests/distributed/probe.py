@@ -68,6 +68,7 @@ def main(folder: Path) -> None:
     dataset = draw_shapes()[0]
     with joined(place_of(os.environ), 60) as replicas:
         found: dict[str, object] = {"cores": sorted(os.sched_getaffinity(0))}
+        found["sharers"] = replicas.sharers
         found["said"] = replicas.gather("said", f"I am {replicas.rank}")
         found["told"] = replicas.announce("told", f"from {replicas.rank}")
         found["sent"] = replicas.broadcast(b"" if replicas.rank else bytes(range(256)))

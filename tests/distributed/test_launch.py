@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ def test_a_replica_that_is_killed_costs_a_checkpoint_interval_and_a_signal_to_th
     expected = load_checkpoint(max((tmp_path / "alone" / "checkpoints").glob("step-*")))
     for name, value in checkpoint.model.items():
         torch.testing.assert_close(value, expected.model[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_signal_to_the_launcher_and_its_replicas_at_once_saves_the_last_step(start: Any, tmp_path: Path) -> None:
+    """As systemd stops a service: the launcher passes on what its replicas have been sent already."""
+    # All stop one step after the next, which takes longer than the pause below.
+    words = [*WORDS, "--steps", "100000", "--batch-size", "1000", "--checkpoint-every", "100000"]
+    launcher = start(1, [*words, "--out", str(tmp_path), "--name", "run"], script=LAUNCHER, plain=True)
+    launcher.wait_for_step(tmp_path / "run", 3)
+    for pid in children_of(launcher.pids[0]):
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.1)  # the system delivers two signals as one to a process that is busy
+    os.kill(launcher.pids[0], signal.SIGTERM)
+    assert launcher.end() == [143], launcher.errors()
+    run = Run.open(tmp_path / "run")
+    assert run.checkpoints.latest().step == run.read_metrics()[-1]["step"] > 0
 
 
 def holder_of(lock: Path) -> int | None:

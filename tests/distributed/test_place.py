@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from thumbnet.distributed.place import DEFAULT_PORT, Place, first_host, job_of, place_of
+from thumbnet.distributed.place import DEFAULT_PORT, Place, first_host, is_launched, job_of, place_of
 from thumbnet.errors import UsageError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node7", "MASTER_PORT": "1234"}
@@ -91,3 +91,8 @@ def test_a_job_keeps_its_name_over_restarts() -> None:
     nameless = job_of({"TORCHELASTIC_RUN_ID": "none"})
     assert nameless is not None
     assert "process" in nameless
+
+
+def test_what_torchs_launcher_starts_knows_it() -> None:
+    assert is_launched({"TORCHELASTIC_RUN_ID": "none"})
+    assert not is_launched(TORCHRUN)

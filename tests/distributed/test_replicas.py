@@ -66,6 +66,7 @@ def test_replicas_hear_one_another(found: list[dict[str, Any]]) -> None:
 
 
 def test_replicas_on_one_machine_take_different_cores(found: list[dict[str, Any]]) -> None:
+    assert [one["sharers"] for one in found] == [COUNT] * COUNT
     every = [core for one in found for core in one["cores"]]
     usable = os.sched_getaffinity(0)
     if len(usable) >= COUNT:

@@ -320,3 +320,9 @@ def test_quiet_leaves_the_log_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
         console.note("a note")
     assert capsys.readouterr() == ("", "")
     assert (tmp_path / "log.txt").read_text().splitlines() == [format_step(REPORT), "a note"]
+
+
+def test_names_that_are_not_utf8_are_written_as_they_can_be(tmp_path):
+    with Console(stream=io.StringIO(), log_path=tmp_path / "log.txt") as console:
+        console.note("run: caf\udce9")
+    assert (tmp_path / "log.txt").read_text() == "run: caf\\udce9\n"

@@ -72,7 +72,7 @@ def test_parameters_without_gradient_are_left_out(model: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     ("loss", "norm", "what"),
-    [(math.nan, 1.0, "loss = NaN"), (math.inf, math.nan, "loss = inf"), (1.5, math.inf, "norm of the gradient = inf")],
+    [(math.nan, 1.0, "loss = NaN"), (math.inf, math.nan, "loss = inf"), (1.5, math.inf, "norm of .* statistics = inf")],
 )
 def test_refuses_late_what_is_not_finite(loss: float, norm: float, what: str) -> None:
     with pytest.raises(
@@ -91,6 +91,40 @@ def test_weights_stay_when_the_step_is_refused(model: nn.Module) -> None:
     with pytest.raises(DivergedError):
         checked(model, 1.5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture
+def normalized() -> nn.Module:
+    """A network with batch normalization, after a backward pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model(torch.randn(5, 3)).square().sum().backward()
+    return model
+
+
+def test_finite_statistics_leave_the_norm_alone_to_the_bit(normalized: nn.Module) -> None:
+    flat = torch.stack(torch._foreach_norm([parameter.grad for parameter in normalized.parameters()]))
+    assert checked(normalized, 1.5)[2] == torch.linalg.vector_norm(flat).item()
+    normalized.get_buffer("1.running_var").fill_(3e38)
+    assert checked(normalized, 1.5)[2] == torch.linalg.vector_norm(flat).item()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_names_the_running_statistic_that_is_not_finite(normalized: nn.Module, value: float) -> None:
+    normalized.get_buffer("1.running_var")[2] = value
+    with pytest.raises(DivergedError, match=r"step 7: Model diverged with 1\.running_var of batch normalization"):
+        checked(normalized, 1.5)
+
+
+def test_a_refused_step_leaves_the_statistics_as_they_were(normalized: nn.Module) -> None:
+    check = GradientCheck(normalized)
+    check.remember()
+    before = {name: tensor.clone() for name, tensor in normalized.state_dict().items()}
+    normalized(torch.randn(5, 3))
+    assert not torch.equal(normalized.get_buffer("1.running_mean"), before["1.running_mean"])
+    with pytest.raises(DivergedError):
+        check.check(7, check.measure(torch.tensor(math.nan), torch.tensor(0.25)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in normalized.state_dict().items())
 
 
 def feed(detector: SpikeDetector, losses: np.ndarray, start: int = 0) -> list[str]:

@@ -54,6 +54,16 @@ def test_the_second_signal_exits_at_once(first: int, second: int, code: int) -> 
     assert (output, child.returncode) == ("", code)
 
 
+def test_a_launched_process_goes_on_when_its_launcher_repeats_the_signal() -> None:
+    # Were it to end at once, so would this test.
+    with StopSignal("raise", launched=True) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_a_second_signal_may_raise_instead() -> None:
     with StopSignal("raise") as stop:
         signal.raise_signal(signal.SIGINT)

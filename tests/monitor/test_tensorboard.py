@@ -44,6 +44,20 @@ def test_scalars_come_back(tmp_path: Path) -> None:
     assert summaries.failure is None
 
 
+def test_activations_are_of_all_forward_passes(tmp_path: Path) -> None:
+    """As where a batch is computed grain by grain: one of 3 pictures, and one of 1."""
+    model = nn.Sequential(OrderedDict(layer=nn.Identity(), scaled=nn.Hardtanh(-9, 9)))
+    model.layer = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(model.layer.weight)
+    with Summaries(tmp_path) as summaries, torch.no_grad(), summaries.activations(0, model):
+        model(torch.zeros(3, 1, 2, 2))
+        model(torch.full((1, 1, 2, 2), 5.0))
+    found = read(tmp_path)
+    assert found.Scalars("sparsity/layer")[0].value == 0.75
+    counted = found.Histograms("activations/layer")[0].histogram_value
+    assert (counted.num, counted.min, counted.max, counted.sum) == (16, 0, 5, 20)
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(

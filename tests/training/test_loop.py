@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import CheckpointError, DivergedError, UsageError
+from thumbnet.runs.checkpoint import Checkpoint
 from thumbnet.runs.run import Run
-from thumbnet.training.loop import Outcome, length_of
+from thumbnet.training import loop
+from thumbnet.training.loop import Outcome
+from thumbnet.training.progress import TrainClock, length_of
 from thumbnet.training.session import resumed_recipe, start_run
 
 
@@ -98,6 +102,86 @@ def test_divergence_stops_with_the_weights_before_it_saved(train: Train, recipe:
     newest = run.checkpoints.latest()
     assert all(tensor.isfinite().all() for tensor in newest.model.values())
     assert not run.finished
+
+
+def test_divergence_leaves_the_running_statistics_before_it_too(train: Train, recipe: Recipe, tmp_path: Path) -> None:
+    options = {"model__name": "speed", "model__options": {"widths": [8, 8, 8]}, "optimizer__weight_decay": {}}
+    run = Run.create(tmp_path, changed(recipe, **options, optimizer__learning_rate=1e20), "run")
+    with pytest.raises(DivergedError, match=r"step \d+: Model diverged"):
+        train(run)
+    newest = run.checkpoints.latest()
+    assert newest.step > 0
+    assert all(tensor.isfinite().all() for tensor in newest.model.values())
+
+
+def test_a_divergence_is_told_though_the_last_step_cannot_be_saved(
+    train: Train, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path, changed(recipe, optimizer__learning_rate=1e30), "run")
+    save = run.checkpoints.save
+
+    def refuse(checkpoint: Checkpoint, *rest: object, **named: object) -> Path:
+        if checkpoint.step:
+            raise CheckpointError("a weight is not finite")
+        return save(checkpoint, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run.checkpoints, "save", refuse)
+    with pytest.raises(DivergedError, match=r"step \d+: Model diverged"):
+        train(run)
+    assert "warning: a weight is not finite" in (run.path / "log.txt").read_text()
+
+
+def test_a_stop_saves_without_validating(train: Train, recipe: Recipe, tmp_path: Path) -> None:
+    run = Run.create(tmp_path, recipe, "run")
+    train(run, stop_after=13)
+    assert run.checkpoints.steps()[-1] == 13
+    assert [row["step"] for row in run.read_metrics() if "validation_average" in row] == [10]
+
+
+@pytest.mark.parametrize("limit_s", [20.0, 21.0, 22.0, 23.0])
+def test_the_step_that_time_ends_with_has_its_line(
+    train: Train, recipe: Recipe, tmp_path: Path, limit_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ticking(TrainClock):
+        """Goes on by a second whenever it is read."""
+
+        def seconds(self) -> float:
+            self._before_s += 1
+            return self._before_s
+
+    monkeypatch.setattr(loop, "TrainClock", Ticking)
+    run = Run.create(tmp_path, changed(recipe, train__steps=100, train__time_limit_s=limit_s), "run")
+    outcome = train(run)
+    lines = [row["step"] for row in run.read_metrics() if "loss" in row]
+    assert 5 < outcome.steps < 30
+    assert lines[-1] == outcome.steps
+    assert f"step {outcome.steps}/{outcome.steps} " in (run.path / "log.txt").read_text()
+
+
+def curves_of(run: Run) -> dict[str, list[int]]:
+    """Return the steps that TensorBoard shows of each number."""
+    found = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [event.step for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_tensorboard_has_a_point_at_each_line_and_the_rest_where_it_is_due(
+    train: Train, recipe: Recipe, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path, changed(recipe, train__summary_every=12), "run")
+    train(run)
+    curves = curves_of(run)
+    assert curves["loss/total"] == [0, 4, 9, 12, 14, 19, 24, 29]
+    assert curves["sparsity/conv1"] == [0, 12, 24]
+    assert curves["accuracy/validation raw"] == [9, 19, 29]
+
+
+def test_a_resume_leaves_what_tensorboard_shows_of_the_validation_before(
+    train: Train, recipe: Recipe, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path, changed(recipe, train__summary_every=12), "run")
+    train(run, stop_after=10)
+    train(run, resume=True)
+    assert curves_of(run)["accuracy/validation raw"] == [9, 19, 29]
 
 
 def test_each_step_is_reported_where_it_is_due(train: Train, recipe: Recipe, tmp_path: Path) -> None:

@@ -146,6 +146,13 @@ def test_a_layer_that_does_not_exist_is_a_usage_error(key: str) -> None:
         build_optimizer(small_speed_net(), speed_config(**{key: {"haed": 0.5}}))
 
 
+@pytest.mark.parametrize("layer", ["conv3", "default"])
+def test_the_convolutions_of_muon_which_keep_their_norm_take_no_decay(layer: str) -> None:
+    with pytest.raises(UsageError, match=r"optimizer\.weight_decay of conv\d is 0\.5: in muon, convolutions keep"):
+        build_optimizer(small_speed_net(), speed_config(weight_decay={layer: 0.5}))
+    build_optimizer(small_speed_net(), OptimizerConfig(weight_decay={layer: 0.5}))
+
+
 @pytest.mark.parametrize("key", ["rates", "weight_decay"])
 def test_all_biases_together_are_known_beside_the_layers(key: str) -> None:
     with pytest.raises(UsageError, match="did you mean 'biases'"):

@@ -1,16 +1,20 @@
-"""How a training is concluded where the disk refuses."""
+"""What a finished training can go on with, and how it is concluded where something refuses."""
 
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
-from thumbnet.errors import ThumbnetError
+from thumbnet.data.dataset import Splits
+from thumbnet.errors import UsageError
+from thumbnet.runs.facts import write_facts
 from thumbnet.runs.run import Run
+from thumbnet.training.session import resumed_recipe
 
 
 @pytest.fixture
@@ -40,12 +44,50 @@ def test_tensorboards_files_that_are_given_up_are_told_of(
     assert "TensorBoard's files are not complete: [Errno 28] No space left" in (run.path / "log.txt").read_text()
 
 
-def test_a_training_whose_evaluation_cannot_be_written_says_what_to_do(train: Callable, run: Run) -> None:
+def test_a_result_is_written_though_the_reports_cannot_be(train: Callable, run: Run) -> None:
     (run.path / "evaluation").write_text("in the way")
-    with pytest.raises(ThumbnetError, match=r"run/evaluation: cannot write: .*\nTo go on: check that disk") as error:
-        train(run)
-    assert "--eval-dir" not in str(error.value)
-    assert not run.finished
-    (run.path / "evaluation").unlink()
-    train(run, resume=True)
+    train(run)
     assert run.finished
+    (warning,) = [line for line in (run.path / "log.txt").read_text().splitlines() if line.startswith("warning")]
+    assert re.fullmatch(
+        rf"warning: {run.path}/evaluation: not complete: .*: `thumbnet eval {run.path}` writes the reports", warning
+    )
+
+
+def test_a_result_is_written_though_memory_does_not_suffice_for_the_plots(
+    train: Callable, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("thumbnet.training.session.draw_plots", refuse)
+    train(run)
+    assert run.finished
+    assert "run/evaluation: not complete: MemoryError" in (run.path / "log.txt").read_text()
+
+
+def test_a_run_that_time_has_finished_needs_more_time(
+    train: Callable, recipe: Recipe, splits: Splits, tmp_path: Path
+) -> None:
+    limited = recipe_from_dict(recipe_to_dict(recipe), {"train.steps": 0, "train.time_limit_s": 0.2})
+    run = Run.create(tmp_path, limited, "run")
+    write_facts(run.path, splits)
+    train(run)
+    for overrides in ({}, {"train.steps": 100_000}, {"train.keep": 5}):
+        with pytest.raises(UsageError, match="this run has finished: give a --time of more than 0s to go on with it"):
+            resumed_recipe(run, overrides)
+    assert resumed_recipe(run, {"train.time_limit_s": 9.0}).train.time_limit_s == 9
+    with pytest.raises(UsageError, match="give more --steps or --epochs to go on"):
+        resumed_recipe(run, {"train.time_limit_s": 9.0, "train.steps": run.checkpoints.steps()[-1]})
+
+
+def test_a_run_interrupted_in_its_evaluation_has_that_left_to_do(
+    train: Callable, recipe: Recipe, splits: Splits, run: Run
+) -> None:
+    write_facts(run.path, splits)
+    train(run)
+    (run.path / "result.json").unlink()
+    assert resumed_recipe(run, {}) == run.recipe
+    outcome = train(run, resume=True)
+    assert (outcome.session_steps, outcome.images_per_second, outcome.wait_fraction) == (0, None, None)
+    assert json.loads((run.path / "result.json").read_text())["images_per_second"] is None

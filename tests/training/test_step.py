@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from thumbnet.config import Recipe
+from thumbnet.config import Recipe, load_preset
 from thumbnet.data.dataset import Splits
+from thumbnet.distributed.exact import team_for
+from thumbnet.distributed.place import Place
+from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.engine import Precision
 from thumbnet.errors import DivergedError
 from thumbnet.input.pipeline import Batch, TrainingInput
@@ -92,6 +96,85 @@ def test_an_infinite_gradient_never_reaches_the_weights(recipe: Recipe, batch: B
     with pytest.raises(DivergedError, match=r"conv2\.weight"):
         train_step(state, batch, check=GradientCheck(state.model), precision=FP32)
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(state).items())
+
+
+def test_a_refused_step_leaves_the_statistics_of_batch_normalization(recipe: Recipe, batch: Batch) -> None:
+    state = state_of(load_preset("quick", {"model.options.widths": [8, 8, 8], "distort.crop": recipe.distort.crop}))
+    check = GradientCheck(state.model)
+    train_step(state, batch, check=check, precision=FP32)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    poisoned = Batch(images=batch.images * math.nan, labels=batch.labels, indices=batch.indices)
+    with pytest.raises(DivergedError, match="step 1"):
+        train_step(state, poisoned, check=check, precision=FP32)
+    assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
+
+
+def test_statistics_that_overflow_refuse_a_step_whose_loss_is_finite(batch: Batch) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(batch.images[0].numel(), 10))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    state = TrainingState(model=network, optimizer=optimizer, average=None)
+    huge = Batch(images=batch.images * 1e25, labels=batch.labels, indices=batch.indices)
+    with pytest.raises(DivergedError, match=r"step 0: .* 0\.running_var of batch normalization not finite \(loss = \d"):
+        train_step(state, huge, check=GradientCheck(network), precision=FP32)
+    assert torch.equal(network.get_buffer("0.running_var"), torch.ones(3))
+
+
+class Dropping(nn.Module):
+    """Takes down what its dropout let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(3, 10)
+        self.masks: list[torch.Tensor] = []
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        mask = F.dropout(torch.ones(len(images_NCHW), 3), 0.5, self.training)
+        self.masks.append(mask)
+        logits: torch.Tensor = self.dense(images_NCHW.mean((2, 3)) * mask)
+        return logits
+
+
+def masks_of(
+    batch: Batch, *, steps: int = 2, seed: int = 0, grain: int = 0, place: Place | None = None
+) -> torch.Tensor:
+    """Return the masks of the first steps, [steps, this replica's images, 3]."""
+    network = Dropping()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    state = TrainingState(model=network, optimizer=optimizer, average=None, seed=seed)
+    replicas = Replicas(place)
+    replicas.sum = lambda values: values  # type: ignore[method-assign]
+    team = team_for(replicas, network, batch_size=len(batch.labels), grain=grain, seconds=lambda: 0.0)
+    mine = Batch(images=batch.images[team.share], labels=batch.labels[team.share], indices=batch.indices[team.share])
+    for _ in range(steps):
+        torch.rand(7)  # somebody else draws
+        train_step(state, mine, check=GradientCheck(network), precision=FP32, team=team)
+    return torch.stack(torch.cat(network.masks).split(len(mine.labels)))
+
+
+def test_what_a_network_draws_follows_from_seed_and_step_alone(batch: Batch) -> None:
+    first, second = masks_of(batch)
+    assert not torch.equal(first, second)
+    assert torch.equal(masks_of(batch), torch.stack([first, second]))
+    assert not torch.equal(masks_of(batch, seed=1)[0], first)
+
+
+def test_a_grain_draws_the_same_on_any_replica_and_another_grain_something_else(batch: Batch) -> None:
+    alone = masks_of(batch, grain=12)
+    there = masks_of(batch, grain=12, place=Place(rank=1, count=2, local_rank=1, address="", port=0))
+    assert torch.equal(there, alone[:, 24:])
+    assert not torch.equal(alone[:, :12], alone[:, 12:24])
+
+
+def test_batches_of_normalization_are_counted_by_step_not_by_grain(batch: Batch) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.LazyLinear(10))
+    network(batch.images)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    state = TrainingState(model=network, optimizer=optimizer, average=None)
+    team = team_for(ALONE, network, batch_size=len(batch.labels), grain=7, seconds=lambda: 0.0)
+    before = int(network.get_buffer("0.num_batches_tracked"))
+    for _ in range(2):
+        train_step(state, batch, check=GradientCheck(network), precision=FP32, team=team)
+    assert int(network.get_buffer("0.num_batches_tracked")) == before + 2
 
 
 def test_bf16_gradients_are_those_of_fp32_to_its_rounding(recipe: Recipe, batch: Batch) -> None:

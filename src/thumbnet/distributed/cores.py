@@ -21,6 +21,7 @@ def take_share(replicas: Replicas) -> None:
     mine = sorted(os.sched_getaffinity(0))
     places = replicas.gather("cores", json.dumps([socket.gethostname(), mine]))
     sharers = [rank for rank, place in enumerate(places) if place == places[replicas.rank]]
+    replicas.sharers = len(sharers)
     if len(sharers) <= len(mine):
         os.sched_setaffinity(0, share_of(by_neighbourhood(mine), sharers.index(replicas.rank), len(sharers)))
 

@@ -53,10 +53,14 @@ class ExactTeam(Team):
         self._grain = grain
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []
         self._former = self._flat_statistics()
+        # Those of PyTorch's batch normalization also count how often they were moved.
+        self._counters = [value for name, value in model.named_buffers() if name.endswith("num_batches_tracked")]
+        self._former_counts: list[Tensor] = []
 
     def parts(self, count: int) -> list[slice]:
         """Begin a step: return the grains of this replica's images."""
         self._former = self._flat_statistics()
+        self._former_counts = [counter.clone() for counter in self._counters]
         # What all replicas sum up: loss, hits and votes; and the running statistics of batch normalization.
         self._sums = [torch.zeros(2, dtype=torch.float64, device=self._device), self._former.double().zero_()]
         self._gradients = []
@@ -99,6 +103,8 @@ class ExactTeam(Team):
             parameter.grad = torch.empty_like(parameter).copy_(values.view(parameter.shape))
         if self._statistics:
             self._set_statistics(self.replicas.sum(self._sums[1]))
+        for counter, former in zip(self._counters, self._former_counts, strict=True):
+            counter.copy_(torch.minimum(counter, former + 1))  # a step counts once, however many grains it had here
         return self._read([self.replicas.sum(message) for message in self._messages(self._sums[0])])
 
 

@@ -106,6 +106,11 @@ def _number(environment: Mapping[str, str], name: str, least: int) -> int:
     return int(text)
 
 
+def is_launched(environment: Mapping[str, str]) -> bool:
+    """Tell whether torch's launcher, that of `--devices` or torchrun, has started this process."""
+    return "TORCHELASTIC_RUN_ID" in environment
+
+
 def job_of(environment: Mapping[str, str]) -> str | None:
     """Return what names this job over restarts, so that it finds its own run again; None where nothing restarts it."""
     run_id = environment.get("TORCHELASTIC_RUN_ID", "")

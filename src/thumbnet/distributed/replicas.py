@@ -33,6 +33,8 @@ class Replicas:
         """Number of this replica, from 0. Replica 0 alone writes and prints."""
         self.count = place.count if place else 1
         """Replicas in all."""
+        self.sharers = 1
+        """Replicas that started out on the cores of this one, itself included."""
         self.timeout_s = timeout_s
         self.store = store
         """What all replicas of this start share; None for one alone."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from thumbnet.distributed.replicas import Replicas
+from thumbnet.monitor.health import batch_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Team:
         self._portion: float = (self.share.stop - self.share.start) / batch_size
         self._parallel: DistributedDataParallel | None = None
         self._learning: list[bool] = []
-        self._statistics = batch_statistics(model)
+        self._statistics = list(batch_statistics(model).values())
         self._agreed = [0.0] * 4
         self._stop, self._wait_s = 0, 0.0
         self._figures: Figures | None = None
@@ -59,6 +60,11 @@ class Team:
     def parts(self, count: int) -> list[slice]:
         """Begin a step: return the parts in which this replica computes its `count` images, here all at once."""
         return [slice(0, count)]
+
+    def position(self, step: int, part: slice) -> int:
+        """Return which picture a part begins with, counted from the first of the training; `step` from 0."""
+        first: int = step * self._batch_size + self.share.start + part.start
+        return first
 
     def loss_factor(self, count: int) -> float:
         """Return the factor on the mean loss of `count` images that makes the gradients those of the whole batch."""
@@ -162,12 +168,3 @@ class Team:
             return wait_s
         self._wait_s = wait_s
         return self._agreed[2]
-
-
-def batch_statistics(model: nn.Module) -> list[Tensor]:
-    """Return the running statistics of batch normalization; empty for a network without."""
-    return [
-        buffer
-        for name, buffer in model.named_buffers()
-        if name.rpartition(".")[2] in ("running_mean", "running_var") and buffer is not None
-    ]

@@ -88,7 +88,7 @@ class Console:
         self._log: TextIO | None = None
         if log_path is not None:
             try:
-                self._log = log_path.open("a", encoding="utf-8", buffering=1)
+                self._log = log_path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
             except OSError as error:
                 raise UsageError(f"{log_path}: cannot write the log: {error.strerror}") from error
         self._live: Live | None = None

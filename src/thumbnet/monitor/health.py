@@ -1,4 +1,4 @@
-"""Whether a training step may be applied: finite loss and gradients; and whether its loss is out of the ordinary.
+"""Whether a training step may be applied: finite loss, gradients and running statistics; and whether its loss spiked.
 
 On a processor the figures of a step are looked at before its update. An accelerator would have to be waited for every
 time: there they stay on the device until something is to be told or saved, and if one of them then is not finite, the
@@ -21,13 +21,27 @@ class GradientCheck:
 
     A norm is NaN or infinite if any value under it is, so one fused norm answers for every gradient, and the norm is of
     use itself. Only when it is not finite are the gradients looked at one by one, to name the culprit.
+
+    Batch normalization moves its running statistics in the forward pass, before anything is known of the step: they are
+    remembered, and put back where the step is refused.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._statistics = batch_statistics(model)
+        # An accelerator's step is not refused: later, all of the state goes back to what it was before.
+        self._buffers = [buffer for buffer in model.buffers() if buffer.device.type == "cpu"]
+        self._former = [buffer.clone() for buffer in self._buffers]
+
+    def remember(self) -> None:
+        """Remember what the forward pass is going to move; call it before."""
+        if self._buffers:
+            torch._foreach_copy_(self._former, self._buffers)
 
     def measure(self, loss: Tensor, accuracy: Tensor) -> Tensor:
         """Return loss, accuracy and gradient norm of a step whose backward has run, float32 [3], where the network is.
+
+        The norm is NaN where a running statistic is not finite.
 
         Args:
             loss: the loss, a scalar tensor.
@@ -36,7 +50,11 @@ class GradientCheck:
         gradients = [parameter.grad for _, parameter in self._named if parameter.grad is not None]
         loss = loss.detach().float()
         norm = torch.stack(torch._foreach_norm(gradients)).float() if gradients else loss.new_zeros(1)
-        return torch.stack([loss, accuracy, torch.linalg.vector_norm(norm)])
+        total = torch.linalg.vector_norm(norm)
+        if self._statistics:
+            # Nothing is added where all is finite: 0 times infinity, like 0 times NaN, is NaN.
+            total = total + 0 * torch.stack(torch._foreach_norm(list(self._statistics.values()), math.inf)).sum()
+        return torch.stack([loss, accuracy, total])
 
     def check(self, step: int, figures: Tensor) -> None:
         """Refuse a step whose figures are not finite; call it before the update, which it waits for.
@@ -46,16 +64,22 @@ class GradientCheck:
             figures: from `measure`; a norm that overflowed is put right.
 
         Raises:
-            DivergedError: the loss or a gradient is not finite. The weights are as they were before the step.
+            DivergedError: the loss, a gradient or a running statistic is not finite. Weights and statistics are as they
+                were before the step.
         """
         loss, _, norm = figures.tolist()
-        if not math.isfinite(loss):
-            raise DivergedError(_message(step, f"loss = {_spell(loss)}"))
-        if not math.isfinite(norm):
-            figures[2] = self._exact_norm(step, loss)
+        try:
+            if not math.isfinite(loss):
+                raise DivergedError(_message(step, f"loss = {_spell(loss)}"))
+            if not math.isfinite(norm):
+                figures[2] = self._exact_norm(step, loss)
+        except DivergedError:
+            for buffer, former in zip(self._buffers, self._former, strict=True):
+                buffer.copy_(former)
+            raise
 
     def _exact_norm(self, step: int, loss: float) -> float:
-        """Name the first gradient that is not finite; when all are, the norm overflowed: return it from float64."""
+        """Name the first value that is not finite; when all are, the norm overflowed: return it from float64."""
         squares = 0.0
         for name, parameter in self._named:
             if parameter.grad is None:
@@ -65,7 +89,19 @@ class GradientCheck:
                 what = f"{bad:,} of {parameter.grad.numel():,} values of the gradient of {name} not finite"
                 raise DivergedError(_message(step, f"{what} (loss = {loss:.4g})"))
             squares += float(parameter.grad.double().square().sum())
+        for name, statistic in self._statistics.items():
+            if not bool(torch.isfinite(statistic).all()):
+                raise DivergedError(_message(step, f"{name} of batch normalization not finite (loss = {loss:.4g})"))
         return math.sqrt(squares)
+
+
+def batch_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics of batch normalization by name; empty for a network without."""
+    return {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[2] in ("running_mean", "running_var")
+    }
 
 
 def check_late(step: int, loss: float, norm: float, kept_step: int) -> None:
@@ -81,7 +117,8 @@ def check_late(step: int, loss: float, norm: float, kept_step: int) -> None:
         DivergedError: one of them is not finite.
     """
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        figure = f"norm of the gradient = {_spell(norm)}" if math.isfinite(loss) else f"loss = {_spell(loss)}"
+        norms = "norm of gradient or running statistics"
+        figure = f"{norms} = {_spell(norm)}" if math.isfinite(loss) else f"loss = {_spell(loss)}"
         raise DivergedError(
             _message(step, figure, f"the weights are again those of step {kept_step}, the last one looked at")
         )

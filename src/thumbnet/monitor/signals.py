@@ -23,6 +23,10 @@ class StopSignal:
     flushed or unwound, since whatever the program was doing may be what hangs. Where the process is not ours, as in a
     notebook, it raises KeyboardInterrupt instead. Leaving restores the former handlers.
 
+    A launcher passes its own signal on to its replicas. Where that signal went to all of them in the first place, as
+    systemd and SLURM send it, it arrives twice, which is no sign of impatience: in a launched process a repeat of the
+    first signal does nothing. The launcher itself ends what has not ended after half a minute.
+
     Python lets only the main thread handle signals: entered in another thread, this does nothing.
 
     Attributes:
@@ -32,9 +36,9 @@ class StopSignal:
     Second = Literal["exit", "raise"]
     """What a second signal does."""
 
-    def __init__(self, second: Second = "exit") -> None:
+    def __init__(self, second: Second = "exit", *, launched: bool = False) -> None:
         self.requested: int | None = None
-        self._second = second
+        self._second, self._launched = second, launched
         self._previous: dict[int, _Handler] = {}
 
     def __enter__(self) -> StopSignal:
@@ -57,6 +61,8 @@ class StopSignal:
         """Remember the first signal; exit on the second."""
         if self.requested is None:
             self.requested = number
+            return
+        if self._launched and number == self.requested:
             return
         if self._second == "raise":
             raise KeyboardInterrupt(128 + number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from thumbnet.errors import ThumbnetError
 from thumbnet.models.layers import SameMaxPool
 from thumbnet.monitor.event_file import EventFile
 from thumbnet.monitor.graph import ACTIVATION_FUNCTIONS, graph_def
-from thumbnet.monitor.histograms import Histogram, histogram, zero_fraction
+from thumbnet.monitor.histograms import Histogram, histogram, strided_sample, zero_fraction
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -90,22 +91,24 @@ class Summaries:
 
     @contextlib.contextmanager
     def activations(self, step: int, model: nn.Module) -> Iterator[None]:
-        """Write histogram and sparsity of each layer's output, of the forward pass within this context.
+        """Write histogram and sparsity of each layer's output, of all forward passes within this context.
 
         Layers are the direct children of the network but for activation functions and mere views of their input. A
         layer that a ReLU follows, at once or after max pooling (the two commute), is shown as the ReLU makes it: that
         is what the tutorial calls its activation.
         """
-        histograms: dict[str, Histogram] = {}
-        sparsity: dict[str, float] = {}
+        samples: dict[str, list[Tensor]] = {}
+        zeros: dict[str, tuple[list[float], list[int]]] = {}
         rectified = rectified_layers(model)
 
         def look(name: str, inputs: tuple[object, ...], output: object) -> None:
             if isinstance(output, Tensor) and output.is_floating_point() and not _is_view(output, inputs):
-                histograms[f"activations/{name}"] = histogram(
-                    output, sample=ACTIVATION_SAMPLE, rectify=name in rectified
-                )
-                sparsity[f"sparsity/{name}"] = zero_fraction(output, rectify=name in rectified)
+                # A copy: what follows may write into the output, and its memory is not to be kept.
+                samples.setdefault(name, []).append(strided_sample(output.detach(), ACTIVATION_SAMPLE).clone())
+                share = zero_fraction(output, rectify=name in rectified)
+                zeros.setdefault(name, ([], []))
+                zeros[name][0].append(share)
+                zeros[name][1].append(output.numel())
 
         hooks = [
             layer.register_forward_hook(lambda _module, inputs, output, name=name: look(name, inputs, output))
@@ -117,8 +120,12 @@ class Summaries:
         finally:
             for hook in hooks:
                 hook.remove()
+        histograms = {
+            f"activations/{name}": histogram(torch.cat(parts), sample=ACTIVATION_SAMPLE, rectify=name in rectified)
+            for name, parts in samples.items()
+        }
         self._add_histograms(step, histograms)
-        self.scalars(step, sparsity)
+        self.scalars(step, {f"sparsity/{name}": statistics.fmean(*parts) for name, parts in zeros.items()})
 
     def images(self, step: int, images_NCHW: Tensor, *, tag: str = "input/images") -> None:
         """Write the first images of a batch as one mosaic, each stretched to its own least and greatest value.

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from thumbnet.config import Recipe
 from thumbnet.data.dataset import Splits
 from thumbnet.distributed.exact import team_for
 from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.engine import Precision, device
-from thumbnet.errors import DivergedError, UsageError
+from thumbnet.errors import DivergedError, ThumbnetError
 from thumbnet.evaluation.evaluate import evaluate_weights
 from thumbnet.input.pipeline import Batch, TrainingInput
 from thumbnet.monitor.console import Console
@@ -28,7 +26,7 @@ from thumbnet.runs.checkpoint import Checkpoint
 from thumbnet.runs.run import Run
 from thumbnet.training.narrator import Narrator
 from thumbnet.training.optimizers import decay_terms, set_rates
-from thumbnet.training.progress import Length, TrainClock, Window, smooth
+from thumbnet.training.progress import TrainClock, Window, length_of, smooth
 from thumbnet.training.schedules import rate_factor
 from thumbnet.training.state import TrainingState
 from thumbnet.training.step import StepResult, train_step
@@ -43,29 +41,14 @@ class Outcome:
     epochs: float
     train_seconds: float
     """Wall clock from the first step to the last, over all resumes; evaluation left out."""
-    images_per_second: float
-    """Over this session, evaluation left out."""
-    wait_fraction: float
-    """Share of this session's training time that the network waited for input."""
+    session_steps: int
+    """Steps of this session, since the start or the resume."""
+    images_per_second: float | None
+    """Over this session, evaluation left out; None if it made no step."""
+    wait_fraction: float | None
+    """Share of this session's training time that the network waited for input; None if it made no step."""
     stopped_by: int | None
     """The signal that ended it early, or None."""
-
-
-def length_of(recipe: Recipe, examples: int) -> Length:
-    """Return the length of the training.
-
-    Raises:
-        UsageError: the batch is larger than the data set.
-    """
-    if recipe.input.batch_size > examples:
-        raise UsageError(
-            f"--batch-size {recipe.input.batch_size:,} is larger than the training set ({examples:,} images): "
-            f"use at most {examples}"
-        )
-    steps_per_epoch = examples / recipe.input.batch_size
-    # The allowance keeps 3 epochs of 1,000 steps at 3,000 where the product of floats ends a hair above.
-    steps = recipe.train.steps or math.ceil(recipe.train.epochs * steps_per_epoch - 1e-6) or None
-    return Length(steps=steps, steps_per_epoch=steps_per_epoch, time_limit_s=recipe.train.time_limit_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +89,7 @@ class Training:
         self._window = Window()
         self._clock = TrainClock(state.train_s)
         self._saved = (state.step, state.train_s)
+        self._over = self._done() == 1
         self.replicas = replicas
         self._leads = replicas.rank == 0
         batch_size = run.recipe.input.batch_size
@@ -125,8 +109,8 @@ class Training:
             on_first_step: called once, right before the first step.
 
         Raises:
-            DivergedError: a loss or gradient was not finite; a checkpoint of the step before it stands, or on an
-                accelerator of the last step before it that something was told or saved at.
+            DivergedError: a loss, gradient or running statistic was not finite; a checkpoint of the step before it
+                stands, or on an accelerator of the last step before it that something was told or saved at.
         """
         state, recipe = self.state, self.recipe
         first_step, first_s = state.step, state.train_s
@@ -150,7 +134,7 @@ class Training:
                 self._clock.start()
                 self._window.restart(wait_s=batches.wait_s)
                 stopped = None
-                while self._done() < 1 and not (stopped := self.team.stop(stop.requested)):
+                while not self._over and not (stopped := self.team.stop(stop.requested)):
                     if self._narrator:
                         self._narrator.before_step()
                     batch = next(batches)
@@ -166,24 +150,29 @@ class Training:
                             team=self.team,
                         )
                     self._after_step(result, rate, self.team.waited(batches.wait_s))
-                self._save_unless_saved()
+                # What asked for a stop may not wait for long, so that is not validated.
+                self._save_unless_saved(validate=self._over)
                 if self._narrator:
-                    self._narrator.conclude(finished=self._done() == 1)
+                    self._narrator.conclude(finished=self._over)
                 wait_s = self.team.waited(batches.wait_s)
         except DivergedError:
             self._go_back()
-            self._save_unless_saved()
+            try:
+                self._save_unless_saved(validate=False)
+            except ThumbnetError as error:  # its weights may have overflowed: what happened is told all the same
+                self.console.note(f"warning: {error}")
             raise
         finally:
             self._close_summaries()
-        session_s = max(state.train_s - first_s, 1e-9)
+        session_s, session_steps = max(state.train_s - first_s, 1e-9), state.step - first_step
         return Outcome(
             steps=state.step,
             epochs=state.step / self.length.steps_per_epoch,
             train_seconds=state.train_s,
-            images_per_second=(state.step - first_step) * recipe.input.batch_size / session_s,
-            wait_fraction=wait_s / session_s,
-            stopped_by=stopped if self._done() < 1 else None,
+            session_steps=session_steps,
+            images_per_second=session_steps * recipe.input.batch_size / session_s if session_steps else None,
+            wait_fraction=wait_s / session_s if session_steps else None,
+            stopped_by=None if self._over else stopped,
         )
 
     def _close_summaries(self) -> None:
@@ -214,14 +203,19 @@ class Training:
         """Record a step, and do what is due after it."""
         state, train = self.state, self.recipe.train
         state.train_s = self.team.seconds()
+        self._over = self._done() == 1
         terms = decay_terms(state.model, self.recipe.optimizer.weight_decay)
         self._unread.append(torch.hstack([result.figures, *terms.values()]))
-        summary = self.summaries and (state.step - 1) % train.summary_every == 0
+        # By recipe and step alone, so that all replicas look at the same figures: only the first one writes them.
+        summary = train.summary_every and (state.step - 1) % train.summary_every == 0
         # The first step has a line as in the tutorial, so that one sees at once that it runs.
-        line = state.step == 1 or state.step % train.log_every == 0 or self._done() == 1
+        line = state.step == 1 or state.step % train.log_every == 0 or self._over
         if summary or line or not self._defers:
             record = self._catch_up()
-            if self.summaries and summary:
+            # Time has passed meanwhile, and the last step is to have its line.
+            self._over = self._done() == 1
+            line = line or self._over
+            if self.summaries and (summary or line):
                 self.summaries.scalars(state.step - 1, self._scalars(record, rate))
             if line and self._leads:
                 self._report(record.losses["total"], result, rate, wait_s)
@@ -309,17 +303,17 @@ class Training:
         by_time = train.checkpoint_every_s and self.state.train_s - self._saved[1] >= train.checkpoint_every_s
         return bool(by_steps or by_time)
 
-    def _save_unless_saved(self) -> None:
+    def _save_unless_saved(self, *, validate: bool) -> None:
         """Make sure that the last step has a checkpoint."""
         if self.state.step and self.state.step != self._saved[0]:
-            self._save()
+            self._save(validate=validate)
 
-    def _save(self) -> None:
+    def _save(self, *, validate: bool = True) -> None:
         """Save a checkpoint, chosen as best by its accuracy on the validation split where there is one."""
         state, accuracy = self.state, None
         if self._unread:
             self._catch_up()
-        if self.splits.validation is not None:
+        if validate and self.splits.validation is not None:
             try:
                 accuracy = self._validate()
             except DivergedError as error:
@@ -349,5 +343,6 @@ class Training:
         if self._leads:
             self.run.append_metrics({"step": state.step} | {f"validation_{k}": v for k, v in accuracies.items()})
         if self.summaries:
-            self.summaries.scalars(state.step, {f"accuracy/validation {k}": v for k, v in accuracies.items()})
+            # Beside the figures of the step just done, which TensorBoard counts from 0: a resume hides what is later.
+            self.summaries.scalars(state.step - 1, {f"accuracy/validation {k}": v for k, v in accuracies.items()})
         return accuracies.get("average", accuracies["raw"])

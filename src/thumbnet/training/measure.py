@@ -6,7 +6,8 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,20 @@ def training_flops(recipe: Recipe, *, classes: int = 10, channels: int = 3) -> i
     return 2 * 3 * sum(layer.multiply_adds for layer in layers)
 
 
-def measure_input(batches: TrainingInput, batch_size: int, seconds: float) -> dict[str, float]:
+def spread(values: Sequence[float], digits: int | None = None) -> dict[str, Any]:
+    """Return median, range and number of what was measured several times.
+
+    Args:
+        values: one figure of every round.
+        digits: places after the decimal point; 0 gives whole numbers; without it nothing is rounded.
+    """
+    found = {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+    if digits is not None:
+        found = {name: round(value, digits or None) for name, value in found.items()}
+    return found | {"n": len(values)}
+
+
+def measure_input(batches: TrainingInput, batch_size: int, seconds: float) -> dict[str, Any]:
     """Take batches for some seconds and return speed, processor time and memory.
 
     Start-up is left out: the clock starts when the first batches have been taken.
@@ -99,9 +113,7 @@ def measure_input(batches: TrainingInput, batch_size: int, seconds: float) -> di
     busy_s = time.process_time() - busy_from_s
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "images_per_second": round(statistics.median(speeds)),
-        "slowest_round": round(min(speeds)),
-        "fastest_round": round(max(speeds)),
+        "images_per_second": spread(speeds, digits=0),
         "cpu_us_per_image": round(busy_s / images * 1e6, 2),
         "peak_memory_mib": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),  # macOS counts in bytes
     }

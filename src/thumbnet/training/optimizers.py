@@ -19,7 +19,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     only computed for display (`decay_terms`).
 
     Raises:
-        UsageError: the recipe names a layer that the network does not have.
+        UsageError: the recipe names a layer that the network does not have, or lets Muon's convolutions decay.
     """
     _check_layers(model, config.weight_decay, "weight_decay", also=("default", "biases"))
     _check_layers(model, config.rates, "rates", also=("biases",))
@@ -29,6 +29,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         decay = decay_of(name, parameter, config.weight_decay)
         until = config.freeze_after.get(name.rpartition(".")[0], 1.0)
         muon = config.name == "muon" and parameter.ndim == 4
+        if muon and decay:
+            raise UsageError(
+                f"optimizer.weight_decay of {name.rpartition('.')[0]} is {decay:g}: in muon, convolutions keep their "
+                "norm and cannot decay\ngive a decay to other layers by their names, or take optimizer.name=sgd"
+            )
         groups.setdefault((decay, _rate_of(name, parameter, config), until, muon), []).append(parameter)
     described = [
         {"params": parameters, "weight_decay": decay, "lr": rate, "peak_lr": rate, "until": until, "muon": muon}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from thumbnet.config import Recipe
+from thumbnet.errors import UsageError
 from thumbnet.monitor.console import StepReport
 
 # The tutorial's decay of the displayed losses.
@@ -34,6 +37,23 @@ class Length:
         by_steps = step / self.steps if self.steps else 0.0
         by_time = train_s / self.time_limit_s if self.time_limit_s else 0.0
         return min(max(by_steps, by_time), 1.0)
+
+
+def length_of(recipe: Recipe, examples: int) -> Length:
+    """Return the length of the training.
+
+    Raises:
+        UsageError: the batch is larger than the data set.
+    """
+    if recipe.input.batch_size > examples:
+        raise UsageError(
+            f"--batch-size {recipe.input.batch_size:,} is larger than the training set ({examples:,} images): "
+            f"use at most {examples}"
+        )
+    steps_per_epoch = examples / recipe.input.batch_size
+    # The allowance keeps 3 epochs of 1,000 steps at 3,000 where the product of floats ends a hair above.
+    steps = recipe.train.steps or math.ceil(recipe.train.epochs * steps_per_epoch - 1e-6) or None
+    return Length(steps=steps, steps_per_epoch=steps_per_epoch, time_limit_s=recipe.train.time_limit_s)
 
 
 @dataclass(kw_only=True)
@@ -106,7 +126,8 @@ class Window:
         """Return the step line of this window."""
         seconds = max(time.perf_counter() - self._started - self._excluded_s, 1e-9)
         seconds_per_step = seconds / self.steps
-        steps = length.steps or max(step, round(step / done))
+        # Where time ends the training first, its steps are those done by then.
+        steps = step if done == 1 else length.steps or max(step, round(step / done))
         remaining_s = (steps - step) * seconds_per_step
         if length.time_limit_s:
             remaining_s = min(remaining_s, (1 - done) * length.time_limit_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -26,17 +27,18 @@ from thumbnet.evaluation.evaluate import evaluate_views
 from thumbnet.evaluation.evaluator import Evaluation
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
-from thumbnet.files import write_error
 from thumbnet.input.distort import draw, prepare
 from thumbnet.models import build_model
-from thumbnet.monitor.console import Console
+from thumbnet.monitor.console import Console, format_duration
 from thumbnet.monitor.event_file import EventFile
+from thumbnet.runs.checkpoint import read_manifest
 from thumbnet.runs.facts import read_facts, write_facts
 from thumbnet.runs.run import Run
 from thumbnet.runs.transfer import pack_checkpoint, unpack_checkpoint
 from thumbnet.training.adapt import fit_to_examples
-from thumbnet.training.loop import Outcome, Training, length_of
+from thumbnet.training.loop import Outcome, Training
 from thumbnet.training.optimizers import build_optimizer
+from thumbnet.training.progress import Length, length_of
 from thumbnet.training.state import new_state
 
 # What a resumed training may change: how long it goes on, what it writes, and where its pictures are, which must be the
@@ -127,18 +129,31 @@ def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
     """
     recipe = recipe_from_dict(recipe_to_dict(run.recipe), overrides, where=str(run.path))
     _refuse_changes(run, recipe_to_dict(run.recipe), recipe)
-    if run.finished and recipe.train == run.recipe.train:
-        raise UsageError(
-            f"{run.path}: this run has finished: give more --steps or --epochs to go on with it, "
-            "or start a new one without --resume"
-        )
     facts, done = read_facts(run.path), max(run.checkpoints.steps(), default=0)
-    steps = length_of(recipe, facts.train).steps if facts else None
-    if steps is not None and steps < done:
+    length = length_of(recipe, facts.train) if facts else None
+    if length and length.steps is not None and length.steps < done:
         raise UsageError(
-            f"{run.path}: {done} steps are done, and the length asked for is {steps}: give at least {done}"
+            f"{run.path}: {done} steps are done, and the length asked for is {length.steps}: give at least {done}"
+        )
+    wanted = _wanted(run, length) if run.finished and length else []
+    if run.finished and (wanted or recipe.train == run.recipe.train):
+        raise UsageError(
+            f"{run.path}: this run has finished: give {' and '.join(wanted) or 'more --steps or --epochs'} to go on "
+            "with it, or start a new one without --resume"
         )
     return recipe
+
+
+def _wanted(run: Run, length: Length) -> list[str]:
+    """Return what a finished run needs more of, to have something to do within this length."""
+    manifest = read_manifest(run.checkpoints.path("latest"))
+    train_s = float(manifest.info["train_s"])
+    wanted = []
+    if length.steps is not None and manifest.step >= length.steps:
+        wanted.append("more --steps or --epochs")
+    if length.time_limit_s and train_s >= length.time_limit_s:
+        wanted.append(f"a --time of more than {format_duration(train_s)}")
+    return wanted
 
 
 def _refuse_changes(run: Run, before: Mapping[str, Any], recipe: Recipe) -> None:
@@ -246,31 +261,31 @@ def conclude(
 def _write_evaluation(run: Run, evaluation: Evaluation | None, note: Callable[[str], None]) -> None:
     """Write the curves of a training and, if it took its look at the test set, what that showed.
 
-    Raises:
-        ThumbnetError: the disk is full or refuses.
+    A training that is done does not fail for want of them: whatever goes wrong is noted.
     """
     folder = run.path / "evaluation"
-    curves = training_png(run.read_metrics(), f"{run.path.name}: training")
     try:
+        curves = training_png(run.read_metrics(), f"{run.path.name}: training")
         write_contents({"training.png": curves}, folder)
         if evaluation is not None:
             write_files(evaluation, folder, draw_plots(evaluation))
-    except OSError as error:
-        raise write_error(folder, error) from error
+    except Exception as error:  # from the disk's to memory's
+        again = f": `thumbnet eval {shlex.quote(str(run.path))}` writes the reports" if evaluation else ""
+        note(f"warning: {folder}: not complete: {str(error) or type(error).__name__}{again}")
     if evaluation is not None:
         _show_in_tensorboard(evaluation, run.path / "tensorboard" / "eval", note)
 
 
 def _show_in_tensorboard(evaluation: Evaluation, folder: Path, note: Callable[[str], None]) -> None:
-    """Write TensorBoard's copy of the figures; a training that is done does not fail for want of it."""
+    """Write TensorBoard's copy of the figures."""
     try:
         with contextlib.closing(EventFile(folder)) as events:
             add_summaries(evaluation, events)
-        failure = events.failure
-    except OSError as error:
+        failure: Exception | None = events.failure
+    except Exception as error:
         failure = error
     if failure:
-        note(f"warning: {folder}: TensorBoard's files are not complete: {failure}")
+        note(f"warning: {folder}: TensorBoard's files are not complete: {str(failure) or type(failure).__name__}")
 
 
 def evaluate_test(training: Training, test: ImageDataset) -> Evaluation:
@@ -297,6 +312,7 @@ def evaluate_test(training: Training, test: ImageDataset) -> Evaluation:
         precision=training.precision.name,
         metrics={name: metrics for name, (metrics, _) in figures.items()},
         view_accuracy={name: several for name, (_, several) in figures.items() if several is not None},
+        dataset=test,
     )
 
 

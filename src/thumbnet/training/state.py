@@ -17,8 +17,6 @@ from thumbnet.runs.checkpoint import Checkpoint, fit_state
 from thumbnet.training.averages import WeightAverage
 from thumbnet.training.optimizers import build_optimizer
 
-RNG_KEY = "rng.torch"
-
 
 @dataclass(kw_only=True)
 class TrainingState:
@@ -27,6 +25,8 @@ class TrainingState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
+    seed: int = 0
+    """Of the run, for what the network draws."""
     step: int = 0
     """Steps done."""
     train_s: float = 0.0
@@ -40,7 +40,7 @@ class TrainingState:
         Args:
             recipe: what the training follows; kept in the checkpoint, so that a resume notices when it was edited.
         """
-        tensors = {RNG_KEY: torch.get_rng_state()}
+        tensors = {}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -73,7 +73,6 @@ class TrainingState:
         try:
             self.optimizer.state.clear()
             self._restore_optimizer(checkpoint.state)
-            torch.set_rng_state(checkpoint.state[RNG_KEY])
             self.step = checkpoint.step
             self.train_s = float(checkpoint.info["train_s"])
             self.smoothed = {str(name): float(value) for name, value in checkpoint.info["smoothed"].items()}
@@ -87,8 +86,8 @@ class TrainingState:
         """Give each parameter its optimizer state back, in the parameter's own memory format."""
         parameters = dict(self.model.named_parameters())
         for full_name, value in tensors.items():
-            if full_name == RNG_KEY:
-                continue
+            if not full_name.startswith("optimizer."):
+                continue  # older checkpoints hold the state of torch's generator, which every step seeds now
             _, key, name = full_name.split(".", 2)
             restored = torch.empty_like(parameters[name], dtype=value.dtype).copy_(value)
             self.optimizer.state[parameters[name]][key] = restored
@@ -118,4 +117,5 @@ def new_state(
         model=model,
         optimizer=build_optimizer(model, recipe.optimizer),
         average=WeightAverage(model, recipe.average.decay) if recipe.average.decay else None,
+        seed=recipe.seed,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from thumbnet.distributed.replicas import ALONE
 from thumbnet.distributed.team import Team
 from thumbnet.engine import Precision
+from thumbnet.input.philox import Stream, words
 from thumbnet.input.pipeline import Batch
 from thumbnet.monitor.health import GradientCheck
 from thumbnet.training.state import TrainingState
@@ -46,20 +47,22 @@ def train_step(
     Args:
         state: changed in place.
         batch: images float32 [B, C, h, w], labels int64 [B]: this replica's share of the batch.
-        check: refuses losses and gradients that are not finite; on an accelerator, the caller has to, from the figures.
+        check: refuses what is not finite, see there; on an accelerator, the caller has to, from the figures.
         precision: arithmetic of forward and backward.
         label_smoothing: share of each target spread evenly over all classes.
         before_update: called when the gradients are there and the weights have not moved yet.
         team: the replicas that train together, None for this one alone; figures and gradients are of the whole batch.
 
     Raises:
-        DivergedError: on a processor, the loss or a gradient is not finite; the state is as before.
+        DivergedError: on a processor, loss, gradient or a running statistic is not finite; the state is as before.
     """
     team = team or Team(ALONE, state.model, batch_size=len(batch.labels), seconds=lambda: 0.0)
     state.optimizer.zero_grad(set_to_none=True)
     first_logits: list[Tensor] = []
+    check.remember()
     for part in team.parts(len(batch.labels)):
         labels_B = batch.labels[part]
+        seed_draws(state.seed, team.position(state.step, part), labels_B.device)
         with precision.autocast():
             logits_BK = team.forward(batch.images[part])
         logits_BK = logits_BK.float()
@@ -86,3 +89,21 @@ def train_step(
         first_label=batch.labels[0],
         first_logits=first_logits[0],
     )
+
+
+def seed_draws(seed: int, position: int, device: torch.device) -> None:
+    """Make what the network draws in its forward pass, as dropout does, a function of the run's seed and the pictures.
+
+    So it is the same after a resume, and on any number of devices that cut the batch alike (`--grain`), and different
+    for parts that are computed beside each other.
+
+    Args:
+        seed: of the run.
+        position: of the first picture of the part, through all epochs.
+        device: where the network is.
+    """
+    (word,) = words(1, seed=seed, epoch=position, stream=Stream.NETWORK).tolist()
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(word)  # the others too would take a hundred microseconds, without a GPU
+    else:
+        torch.manual_seed(word)

@@ -17,9 +17,9 @@ from thumbnet.config import LogFormat, recipe_from_dict, recipe_to_dict
 from thumbnet.data.dataset import Splits
 from thumbnet.distributed.place import job_of
 from thumbnet.distributed.replicas import PREPARATION_S, Replicas
-from thumbnet.distributed.team import batch_statistics
 from thumbnet.errors import UsageError
 from thumbnet.monitor.console import Console
+from thumbnet.monitor.health import batch_statistics
 from thumbnet.runs.facts import facts_of
 from thumbnet.runs.find import find_job
 from thumbnet.runs.run import Run
@@ -33,14 +33,14 @@ def insist_same_command(replicas: Replicas, asked: Any) -> None:
 
     Args:
         replicas: this one and its peers.
-        asked: what this one was asked for, as JSON can say it.
+        asked: what this one was asked for.
 
     Raises:
         UsageError: another was asked for something else.
     """
     replicas.insist_same(
         "command",
-        _digest(json.dumps([__version__, asked], sort_keys=True)),
+        _digest(json.dumps([__version__, asked], sort_keys=True, default=str)),
         "has another recipe, or another version of thumbnet, than replica 0: start all with the same command",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,11 +18,13 @@ from thumbnet import engine
 from thumbnet.config import LogFormat, Recipe
 from thumbnet.data import lasting_name, load_splits
 from thumbnet.data.dataset import Splits
+from thumbnet.distributed.place import is_launched
 from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.errors import DivergedError, UsageError
 from thumbnet.kernels import load_library
 from thumbnet.monitor.console import format_duration, say
 from thumbnet.monitor.signals import StopSignal
+from thumbnet.runs.checkpoint import read_manifest
 from thumbnet.runs.facts import check_facts
 from thumbnet.runs.find import find_checkpoint
 from thumbnet.runs.run import Run
@@ -91,7 +94,12 @@ class TrainResult:
         path = shlex.quote(str(self.run))
         lines.append(f"run folder:       {self.run}")
         lines.append(f"{'evaluate again:' if self.metrics else 'evaluate:':<17} thumbnet eval {path}")
-        lines.append(f"curves:           tensorboard --logdir {path}/tensorboard")
+        curves = []
+        if (self.run / "evaluation" / "training.png").exists():
+            curves.append(f"{self.run}/evaluation/training.png")
+        if any((self.run / "tensorboard").glob("events*")):
+            curves.append(f"tensorboard --logdir {path}/tensorboard")
+        lines += [f"{head:<17} {where}" for head, where in zip(("curves:", "or:"), curves, strict=False)]
         return "\n".join(lines)
 
 
@@ -131,7 +139,7 @@ def train_new(
         DivergedError: a loss or gradient was not finite; a checkpoint of the step before it stands.
         Stopped: it was interrupted.
     """
-    engine.prepare(options.threads)
+    engine.prepare(options.threads, sharers=options.replicas.sharers)
     if restarted := run_of_job(out, options.replicas.timeout_s, options.note):
         return train_on(restarted, {}, options)
     run, loaded = start_run(
@@ -157,7 +165,7 @@ def follow(options: Options) -> TrainResult:
     """
     run, resume, threads, data_dir = hear_of_run(options.replicas)
     options = dataclasses.replace(options, data_dir=options.data_dir or data_dir)
-    engine.prepare(options.threads or threads)
+    engine.prepare(options.threads or threads, sharers=options.replicas.sharers)
     return _train(run, lambda: options.load(run.recipe), options, run.recipe.train.log_format, resume=resume)
 
 
@@ -189,7 +197,7 @@ def train_on(run: Run, overrides: Mapping[str, object], options: Options) -> Tra
         DivergedError: as `train_new`.
         Stopped: it was interrupted.
     """
-    engine.prepare(options.threads)
+    engine.prepare(options.threads, sharers=options.replicas.sharers)
     options = dataclasses.replace(options, data_dir=options.data_dir or run.data_dir)
     if "data.name" in overrides:
         overrides = {**overrides, "data.name": lasting_name(str(overrides["data.name"]))}
@@ -222,7 +230,7 @@ def _train(
         for line in _opening_lines(training):
             console.note(line)
         # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
-        with StopSignal(options.second_signal) as stop:
+        with StopSignal(options.second_signal, launched=is_launched(os.environ)) as stop:
             try:
                 outcome = training.fit(stop, lambda: start_seconds.append(engine.process_age_s()))
             except DivergedError as error:
@@ -239,6 +247,8 @@ def _train(
             console.note(f"stopped in the final evaluation, all steps are saved; to go on: {run.resume_command}")
             raise
         console.note(_speed_line(outcome, figures))
+        if not replicas.rank and (best := _best_line(run)):
+            console.note(best)
     return TrainResult(run=run.path, figures=figures)
 
 
@@ -305,9 +315,26 @@ def _opening_lines(training: Training) -> list[str]:
 
 
 def _speed_line(outcome: Outcome, figures: Mapping[str, Any]) -> str:
+    trained = f"{outcome.steps} steps ({outcome.epochs:.1f} epochs) in {format_duration(outcome.train_seconds)}"
+    if outcome.images_per_second is None or outcome.wait_fraction is None:
+        speed = ", all of them before this session"
+    else:
+        speed = (
+            f", {outcome.images_per_second:,.0f} images/s, {100 * outcome.wait_fraction:.1f} % of it waiting for input"
+        )
+        if outcome.session_steps < outcome.steps:
+            speed = f" over all sessions; the last {outcome.session_steps} of them, since the resume{speed}"
     return (
-        f"trained {outcome.steps} steps ({outcome.epochs:.1f} epochs) in {format_duration(outcome.train_seconds)}, "
-        f"{outcome.images_per_second:,.0f} images/s, {100 * outcome.wait_fraction:.1f} % of it waiting for input; "
-        f"evaluation, not in this time, {figures.get('test_seconds', 0):.1f} s; {figures['memory_mib']:,.0f} MiB "
-        "resident"
+        f"trained {trained}{speed}; evaluation, not in this time, {figures.get('test_seconds', 0):.1f} s; "
+        f"{figures['memory_mib']:,.0f} MiB resident"
     )
+
+
+def _best_line(run: Run) -> str | None:
+    """Say which checkpoint was best on the validation split: the test figures are of the last weights."""
+    step = run.checkpoints.best_step()
+    accuracy = None if step is None else read_manifest(run.checkpoints.path(step)).metric
+    if accuracy is None:
+        return None
+    command = f"thumbnet eval {shlex.quote(str(run.path))} --checkpoint best"
+    return f"best on validation: step {step}, {100 * accuracy:.2f} %: {command}"

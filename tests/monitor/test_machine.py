@@ -1,0 +1,48 @@
+import pytest
+
+from thumbnet.monitor import machine
+
+MACHINE = {"device": "cpu", "kernels": True, "amx_kernels": True, "precision": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {},
+            [
+                "input: fused C kernels",
+                "response normalization: fused C kernels",
+                "speed network, local layers: AMX kernels",
+            ],
+        ),
+        (
+            {"amx_kernels": False},
+            ["input", "patches of local layers: fused C kernels", "there is no AMX or the system"],
+        ),
+        ({"amx_kernels": False, "precision": "fp32"}, ["input", "fused C kernels", "for bf16 and not fp32"]),
+        ({"amx_kernels": False, "kernels": False}, ["input: NumPy", "plain PyTorch", "PyTorch's own"]),
+        ({"device": "cuda"}, ["input: fused C kernels", "all networks: PyTorch's own, on cuda"]),
+    ],
+)
+def test_says_which_engine_runs(change: dict[str, object], expected: list[str]) -> None:
+    lines = machine._kernel_uses(MACHINE | change)
+    assert len(lines) == len(expected)
+    assert all(text in line for text, line in zip(expected, lines, strict=True))
+
+
+def test_says_how_to_get_timm() -> None:
+    lines = machine.machine_lines(machine.describe_machine(None) | {"timm": None})
+    assert any(line.startswith("timm") and line.endswith("pip install timm") for line in lines)
+
+
+def test_tells_of_a_quota_of_cores() -> None:
+    described = machine.describe_machine(None)
+    (line,) = (
+        line
+        for line in machine.machine_lines(described | {"cores": 4, "cores_visible": 64})
+        if line.startswith("processor")
+    )
+    assert ", 4 cores of 64 (CPU quota), " in line
+    described |= {"cores": 2, "cores_visible": 2}
+    assert "quota" not in "\n".join(machine.machine_lines(described))
