@@ -24,8 +24,8 @@ PRESETS = ("classic", "quick")
 def main() -> int:
     """Measure and judge; returns 1 if kernels are slower than plain PyTorch."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    from thumbnet.cli.bench_machine import has_kernels
     from thumbnet.config import load_preset
+    from thumbnet.training.measure_machine import has_kernels
 
     failed = False
     for preset in PRESETS:
@@ -44,7 +44,7 @@ def main() -> int:
 
 def ratios(preset: str, rounds: int, seconds: float) -> list[float]:
     """Return how many times plain PyTorch's speed the kernels reach, round by round; who begins alternates."""
-    from thumbnet.cli.bench_machine import step_apart
+    from thumbnet.training.measure_machine import step_apart
 
     found = []
     for number in range(rounds):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from thumbnet.data import load_splits
 from thumbnet.evaluation.evaluate import evaluate_weights
 from thumbnet.evaluation.plots import COLORS, GRID, empty_figure, png_of
 from thumbnet.models import build_model
+from thumbnet.training.measure import spread
 
 RESULTS = Path(__file__).parent / "results"
 THUMBNET = [sys.executable, "-m", "thumbnet.cli.main"]
@@ -66,16 +66,6 @@ def main() -> int:
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(path)
     return 0
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    """Return median and extremes."""
-    return {
-        "median": round(statistics.median(values), 4),
-        "least": round(min(values), 4),
-        "most": round(max(values), 4),
-        "n": len(values),
-    }
 
 
 def time_help() -> float:

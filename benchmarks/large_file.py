@@ -107,8 +107,8 @@ def run_apart(path: Path, args: argparse.Namespace) -> dict[str, Any]:
 def stream(path: Path, pool_mib: int, batch_size: int) -> dict[str, Any]:
     """Stream one epoch and return speed and memory."""
     from thumbnet import engine
-    from thumbnet.cli.doctor import describe_machine
     from thumbnet.input.pipeline import TrainingInput
+    from thumbnet.monitor.machine import describe_machine
 
     engine.prepare()
     imported_kib = memory_kib("self")["VmRSS"]

@@ -19,7 +19,6 @@ import functools
 import hashlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -234,11 +233,12 @@ def result_of(
             "cores": {str(cores): spreads(rows) for cores, rows in values.items()},
         }
         if most > 1 and 1 in values:
-            entry["scaling"] = spread(ratios(column(values[most], "whole"), column(values[1], "whole")))
+            entry["scaling"] = over_rounds(ratios(column(values[most], "whole"), column(values[1], "whole")))
         if peer.trains and name != "thumbnet" and "thumbnet" in lines:
             own = [values_of(turn) for turn in lines["thumbnet"][most]]
             entry["thumbnet_times"] = {
-                measure: spread(ratios(column(own, measure), column(values[most], measure))) for measure in MEASURES
+                measure: over_rounds(ratios(column(own, measure), column(values[most], measure)))
+                for measure in MEASURES
             }
         if not peer.trains:
             speed = entry["cores"][str(most)]["step"]["median"]
@@ -260,8 +260,15 @@ def versions_of(lines: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def spreads(rows: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Return the spread of each figure over the rounds."""
-    return {name: spread(column(rows, name)) for name in rows[0]}
+    """Return each figure over the rounds."""
+    return {name: over_rounds(column(rows, name)) for name in rows[0]}
+
+
+def over_rounds(values: list[float]) -> dict[str, Any]:
+    """Return median, range, number and the values themselves."""
+    from thumbnet.training.measure import spread
+
+    return spread(values) | {"values": values}
 
 
 def column(rows: list[dict[str, float]], name: str) -> list[float]:
@@ -274,21 +281,10 @@ def ratios(above: list[float], below: list[float]) -> list[float]:
     return [one / other for one, other in zip(above, below, strict=True)]
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    """Return median, extremes and the values themselves."""
-    return {
-        "median": statistics.median(values),
-        "lowest": min(values),
-        "highest": max(values),
-        "n": len(values),
-        "values": values,
-    }
-
-
 def machine(data_dir: Path | None) -> dict[str, Any]:
     """Describe the machine."""
     from thumbnet import engine
-    from thumbnet.cli.doctor import describe_machine
+    from thumbnet.monitor.machine import describe_machine
 
     engine.prepare()
     described = describe_machine(data_dir)

@@ -77,8 +77,8 @@ def earlier_runs(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
 def benchmark(preset: str, args: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Return everything about one preset, whose earlier runs, of other seeds, are in a file."""
     from thumbnet import engine
-    from thumbnet.cli.doctor import describe_machine
     from thumbnet.config import load_preset
+    from thumbnet.monitor.machine import describe_machine
 
     recipe = load_preset(preset)
     steps: dict[str, list[dict[str, float]]] = {"kernels": [], "plain": []}
@@ -112,6 +112,7 @@ def benchmark(preset: str, args: argparse.Namespace, path: Path) -> dict[str, An
         "views_share": recipe.evaluation.views_share,
         "train_seconds": seconds,
         "start_seconds": spread([run["start_seconds"] for run in timed]),
+        "test_seconds": spread([run["test_seconds"] for run in timed]),
         "images_per_second": spread([run["images_per_second"] for run in timed]),
         "memory_mib": max(run["memory_mib"] for run in runs),
         "multiply_adds": macs,
@@ -179,13 +180,10 @@ def accuracies(runs: list[dict[str, Any]], key: str) -> dict[str, dict[str, floa
 
 def spread(values: list[float]) -> dict[str, float]:
     """Return mean, sample deviation, median and range."""
-    return {
-        "mean": statistics.mean(values),
-        "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "median": statistics.median(values),
-        "lowest": min(values),
-        "highest": max(values),
-    }
+    from thumbnet.training import measure
+
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "deviation": deviation, **measure.spread(values)}
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ Everything between `<!-- results -->` and `<!-- end of results -->` is generated
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
-import statistics
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -68,10 +69,11 @@ def preset_table() -> list[str]:
         *(preset_row(load(path.name)) for path in sorted(RESULTS.glob("preset-*.json"), key=training_time)),
         *(run_row(folder) for folder in TRAINED_ONCE if (RESULTS / folder / "result.json").exists()),
         "",
-        "Training time: wall clock from the first step to the last, mean and range; start-up before it and evaluation "
-        "after it are beside it. The limit is what this machine's matrix product reaches in the same run; PFLOP are of "
-        "training and evaluation. The unsure are the pictures that the single view is least sure of; the others keep "
-        "its answer.",
+        "Training time: wall clock from the first step to the last, mean and range, on both cores where nothing else "
+        "is said; start-up before it and evaluation after it are beside it. The limit is what a matrix product "
+        "reaches here, measured with the preset's steps; PFLOP are of training and evaluation. Views of the unsure: "
+        "the test pictures whose single view is least sure are looked at again, shifted and mirrored, and the answers "
+        "averaged; the others keep that of their single view.",
     ]
 
 
@@ -97,16 +99,13 @@ def accuracy_of(preset: dict[str, Any]) -> str:
 def preset_row(preset: dict[str, Any]) -> str:
     """Return the row of a preset that was trained over several seeds."""
     seconds = preset["train_seconds"]
-    most = max(run.get("threads", 0) for run in preset["runs"])
-    timed = [run for run in preset["runs"] if run.get("threads", 0) == most]
-    evaluation = statistics.mean(run["test_seconds"] for run in timed)
     spread = f"{minutes(seconds['lowest'])} to {minutes(seconds['highest'])}"
-    if len(timed) < preset["n"]:
-        spread = f"{len(timed)} of {preset['n']} timed, the others had fewer cores"
+    if seconds["n"] < preset["n"]:
+        spread = f"{seconds['n']} of {preset['n']} timed, the others had fewer cores"
     return (
         f"| {preset['preset']} | {accuracy_of(preset)} (n = {preset['n']}) "
         f"| {minutes(seconds['mean'])} ({spread}) "
-        f"| {preset['start_seconds']['mean']:.1f} s, {evaluation:.1f} s "
+        f"| {preset['start_seconds']['mean']:.1f} s, {preset['test_seconds']['mean']:.1f} s "
         f"| {preset['images_per_second']['mean']:,.0f}, {100 * preset['share_of_limit']:.0f} % of the limit "
         f"| {preset['pflop']:.3g} | {preset['memory_mib'] / 1024:.1f} GiB "
         f"| `thumbnet train --preset {preset['preset']}` |"
@@ -128,10 +127,18 @@ def run_row(folder: str) -> str:
     return (
         f"| {result['preset']} | {accuracy} ({raw}n = 1) "
         f"| {minutes(result['train_seconds'])}, {result['steps']:,} steps "
-        f"| {result['start_seconds']:.1f} s, {result['test_seconds']:.1f} s | {images_per_second:,.0f} | "
+        f"| {result['start_seconds']:.1f} s, {result['test_seconds']:.1f} s "
+        f"| {images_per_second:,.0f}, {cores_of(RESULTS / folder / 'log.txt.gz')} | "
         f"| {result['memory_mib'] / 1024:.1f} GiB "
         f"| `{command_of(recipe)}` |"
     )
+
+
+def cores_of(log: Path) -> str:
+    """Return on how many cores a run was trained, session by session, by what its log says of the engine."""
+    text = gzip.decompress(log.read_bytes()).decode()
+    counts = sorted({int(count) for count in re.findall(r"^engine: .*?(\d+) (?:thread|core)s?,", text, re.MULTILINE)})
+    return f"on {' or '.join(map(str, counts))} core{'s' * (counts != [1])}"
 
 
 def command_of(recipe: dict[str, Any]) -> str:
@@ -179,11 +186,11 @@ def figures() -> list[str]:
         f"{summaries['memory_mib']['median']:,.0f} MiB resident.",
         f"* TensorBoard summaries every {summaries['interval_steps']} steps: "
         f"{100 * summaries['share_of_training_time']['median']:.1f} % of the training time "
-        f"({100 * summaries['share_of_training_time']['least']:.1f} to "
-        f"{100 * summaries['share_of_training_time']['most']:.1f} % in "
+        f"({100 * summaries['share_of_training_time']['lowest']:.1f} to "
+        f"{100 * summaries['share_of_training_time']['highest']:.1f} % in "
         f"{summaries['share_of_training_time']['n']} pairs).",
         f"* Evaluation of {evaluation['examples']:,} images: {evaluation['seconds']['median']:.2f} s.",
-        f"* The input alone: {stream['images_per_second']:,} distorted 24x24 images/s.",
+        f"* The input alone: {stream['images_per_second']['median']:,} distorted 24x24 images/s.",
         f"* A {large['file_gb']:.0f} GB file of records, streamed in batches: {large['peak_rss_mb']} MB resident at "
         f"most, of {large['budget_mb']:.0f} allowed; {large['images_per_second']:,} images/s.",
         f"* bf16 against fp32, the first {precision['steps']:,} steps of the same seed: the loss curves are "
@@ -192,9 +199,29 @@ def figures() -> list[str]:
         f"* The book's trainer, two epochs of one picture at a time: "
         f"{percent(load('book/result.json')['evaluation']['accuracy'])} of the test set.",
         f"* `thumbnet --help`: {system['help_seconds']['median']:.2f} s.",
+        *devices_lines(),
         "",
         f"Machine: {system['machine']['cores']} cores of an {system['machine']['cpu']} with AMX, PyTorch "
         f"{system['machine']['torch']}. Files and how they came about: `benchmarks/results/`, `benchmarks/*.py`.",
+    ]
+
+
+def devices_lines() -> list[str]:
+    """Return how fast several devices are against one that has all the cores, and what grains cost."""
+    several, grained = load("devices.json"), load("devices-grain.json")
+    shares = ", ".join(
+        f"{100 * found['efficiency']['median']:.0f} % ({found['preset']}, {found['several']['devices']} x "
+        f"{found['batch_size'] // found['several']['devices']})"
+        for found in (several, load("devices-quick.json"))
+    )
+    costs = (
+        1 - grained[part]["images_per_second"]["median"] / several[part]["images_per_second"]["median"]
+        for part in ("one", "several")
+    )
+    return [
+        f"* `--devices {several['several']['devices']}`, a core each, against one process with both: {shares} of its "
+        f"speed. `--grain {grained['grain']}` costs {' and '.join(f'{100 * cost:.0f} %' for cost in costs)} of the "
+        f"speed of {several['preset']} on one and on {several['several']['devices']}.",
     ]
 
 
@@ -258,9 +285,22 @@ def resnet18_lines(peers: dict[str, Any], most: str) -> list[str]:
     return [
         "",
         f"The usual ResNet-18, its training step in plain PyTorch: {'; '.join(measured)}. These hours are estimated "
-        "from the speed and the work of its usual training (32.3 PFLOP, arXiv:2404.00498); it was not trained here. "
-        "The presets' times, in the table above, were measured.",
+        "from the speed and the work of its usual training (32.3 PFLOP, arXiv:2404.00498). The presets' times, in the "
+        f"table above, were measured.{trained_resnet18()}",
     ]
+
+
+def trained_resnet18() -> str:
+    """Return what a ResNet-18 reached that was trained here, for less long; nothing before it was."""
+    if not (RESULTS / "resnet18.json").exists():
+        return ""
+    result = load("resnet18.json")
+    reached = "; ".join(
+        f"{percent(run['accuracy'])}, with the mirror image {percent(run['view_accuracy'])}, after {run['epochs']} "
+        f"epochs in {minutes(run['train_seconds'])}"
+        for run in result["runs"]
+    )
+    return f" Trained here in {result['precision']}, each length from the start (n = 1): {reached}."
 
 
 def machine_times() -> list[str]:

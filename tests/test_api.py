@@ -30,7 +30,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty current folder, a cache of its own, one thread."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("thumbnet.data.cache_dir", lambda data_dir: data_dir or tmp_path / "cache")
-    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda: 1)
+    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda *_: 1)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -115,6 +115,19 @@ def test_a_data_set_that_is_loaded_is_not_loaded_again(tmp_path: Path, monkeypat
     assert result.metrics == {}
     assert result.accuracy is None
     assert "test accuracy" not in str(result)
+
+
+def test_pictures_loaded_otherwise_than_the_recipe_says_are_refused(tmp_path: Path):
+    make_pictures(tmp_path / "flowers")
+    recipe = load_preset("classic", {**SMALL, "data.validation": 4, "train.steps": 1, "input.batch_size": 4})
+    data = thumbnet.load_dataset("flowers", image_size=16, quiet=True)
+    with pytest.raises(thumbnet.UsageError, match=r"data.validation is 4.* in the recipe.* was loaded with 0"):
+        thumbnet.train(recipe, data, quiet=True)
+    assert not list(tmp_path.glob("runs/*"))
+    by_path = thumbnet.train(recipe, "flowers", test=False, quiet=True)
+    changed = thumbnet.train(recipe, data, validation=5, test=False, quiet=True)
+    runs = [Run.open(result.run).recipe.data for result in (by_path, changed)]
+    assert [(run.validation, run.image_size) for run in runs] == [(4, 32), (5, 16)]
 
 
 def test_a_recipe_and_its_file_are_the_same():

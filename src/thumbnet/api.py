@@ -23,7 +23,6 @@ from thumbnet.config import (
 from thumbnet.data import lasting_name, load_splits
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import UsageError, did_you_mean
-from thumbnet.evaluation.evaluate import BATCH_SIZE
 from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load_for
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.predict import Predictor
@@ -52,7 +51,8 @@ def load_dataset(
 
     Args:
         name: cifar10, cifar100, svhn, svhn-extra or shapes; a folder with one folder per class; or a CSV file.
-        validation: training images to keep for validation: how many, or below 1 which share.
+        validation: training images to keep for validation: how many, or below 1 which share, which gives way to a
+            validation split that the pictures bring.
         image_size: side in pixels that pictures of a folder or CSV file are resized to.
         skip_bad: go on without pictures that cannot be read.
         data_dir: where data sets are kept; None for the user's cache folder.
@@ -98,7 +98,9 @@ def train(
     Args:
         recipe: a preset by name, a recipe's .toml file, or a `Recipe`; None for the preset `quick`, or that made for
             `model`.
-        data: a name or path as for `load_dataset`, or what that returned; None for the recipe's own.
+        data: a name or path as for `load_dataset`, or what that returned; None for the recipe's own. A name or path
+            takes the place of the recipe's `data.name` only, what was loaded that of its whole section `data`, which
+            must not say otherwise.
         model: network, by name, in place of the recipe's.
         steps: length of the training; give one of this and `epochs`.
         epochs: length of the training.
@@ -143,6 +145,8 @@ def train(
         second_signal="raise",
     )
     if data is not None:
+        if isinstance(data, Splits) and resume is False:
+            _insist_loaded_as_said(data, recipe, changes)
         changes = _data_changes(data) | changes
     if resume is not False:
         if recipe is not None or name is not None:
@@ -162,7 +166,7 @@ def evaluate(
     weights: Weights | None = None,
     data: PathLike | None = None,
     limit: int | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     precision: PrecisionName | None = None,
     out: PathLike = "runs",
     threads: int | None = None,
@@ -179,7 +183,7 @@ def evaluate(
         weights: average or raw; None for the averaged ones where the run has them.
         data: where the pictures are now, or others of the same classes.
         limit: only the first images of the split.
-        batch_size: images of one pass.
+        batch_size: images of one pass; None for as many as suit their size.
         precision: arithmetic; None for that of the run.
         out: folder of the runs.
         threads: processor threads; None for every core.
@@ -271,6 +275,20 @@ def _data_changes(data: PathLike | Splits) -> dict[str, object]:
     if data.config is None:
         raise UsageError("data: a run must find its pictures again: give a name, a path or what load_dataset returned")
     return {f"data.{key}": value for key, value in dataclasses.asdict(data.config).items()}
+
+
+def _insist_loaded_as_said(data: Splits, recipe: PathLike | Recipe | None, changes: Mapping[str, object]) -> None:
+    """Refuse pictures that were loaded otherwise than the recipe says, unless `changes` has the last word on that."""
+    if data.config is None:
+        return
+    said = _recipe_of(recipe, changes).data
+    for key in ("validation", "image_size", "skip_bad"):
+        value, loaded = getattr(said, key), getattr(data.config, key)
+        if f"data.{key}" not in changes and value not in (getattr(DataConfig, key), loaded):
+            raise UsageError(
+                f"data.{key} is {value} in the recipe, and the data was loaded with {loaded}\n"
+                f"load it with {key}={value}, or give `train` its name or path"
+            )
 
 
 def _run_of(run: RunLike) -> str:

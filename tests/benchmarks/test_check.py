@@ -4,7 +4,7 @@ from types import ModuleType
 
 import pytest
 
-from thumbnet.cli import bench_machine
+from thumbnet.training import measure_machine
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "check.py"
 
@@ -17,7 +17,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr("sys.argv", ["check.py"])
-    monkeypatch.setattr(bench_machine, "has_kernels", lambda recipe: recipe.model.name == "classic")
+    monkeypatch.setattr(measure_machine, "has_kernels", lambda recipe: recipe.model.name == "classic")
     return module
 
 
@@ -29,7 +29,7 @@ def measured_as(monkeypatch: pytest.MonkeyPatch, speeds: list[float]) -> list[bo
         turns.append(kernels)
         return next(remaining) if kernels else 100.0
 
-    monkeypatch.setattr(bench_machine, "step_apart", step_apart)
+    monkeypatch.setattr(measure_machine, "step_apart", step_apart)
     return turns
 
 

@@ -72,8 +72,8 @@ def test_each_round_begins_with_another_peer(peers: ModuleType) -> None:
     assert list(peers.turns(["a"], 2, [3])) == [("a", [3]), ("a", [3])]
 
 
-def test_spread(peers: ModuleType) -> None:
-    found = peers.spread([3.0, 1.0, 8.0])
+def test_a_figure_over_the_rounds(peers: ModuleType) -> None:
+    found = peers.over_rounds([3.0, 1.0, 8.0])
     assert found == {"median": 3.0, "lowest": 1.0, "highest": 8.0, "n": 3, "values": [3.0, 1.0, 8.0]}
     assert peers.ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
     with pytest.raises(ValueError, match="shorter"):

@@ -21,7 +21,8 @@ def load_script():
 
 def test_spread_of_a_few_values() -> None:
     found = load_script().spread([1.0, 2.0, 6.0])
-    assert found == {"mean": 3.0, "deviation": pytest.approx(7**0.5), "median": 2.0, "lowest": 1.0, "highest": 6.0}
+    of_all = {"mean": 3.0, "deviation": pytest.approx(7**0.5), "n": 3}
+    assert found == {**of_all, "median": 2.0, "lowest": 1.0, "highest": 6.0}
     assert load_script().spread([2.0])["deviation"] == 0.0
 
 
@@ -38,7 +39,7 @@ def test_an_unknown_preset_fails_and_says_so() -> None:
 def pretended_run(seed: int) -> dict:
     """Return what a training would: seed 0 had one thread, the others two."""
     threads = 1 if seed == 0 else 2
-    names = ("train_seconds", "start_seconds", "images_per_second", "memory_mib")
+    names = ("train_seconds", "start_seconds", "test_seconds", "images_per_second", "memory_mib")
     figures = dict.fromkeys(names, 60.0 / threads)
     return {"seed": seed, "threads": threads, "steps": 10, **figures, "test": {"raw": {"accuracy": 0.9 + seed / 100}}}
 

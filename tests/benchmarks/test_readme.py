@@ -1,3 +1,4 @@
+import gzip
 import importlib.util
 import json
 from pathlib import Path
@@ -91,6 +92,21 @@ def test_the_peers_table(readme: ModuleType, monkeypatch: pytest.MonkeyPatch, tm
     assert all(line.count("|") == 9 for line in lines if line.startswith("|"))
 
 
+def test_the_resnet18_that_was_trained(readme: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert readme.trained_resnet18() == ""
+    short = {"epochs": 4, "accuracy": 0.871, "view_accuracy": 0.8765, "train_seconds": 1200.0}
+    long = {"epochs": 18, "accuracy": 0.941, "view_accuracy": 0.945, "train_seconds": 5400.0}
+    (tmp_path / "resnet18.json").write_text(json.dumps({"precision": "bf16", "runs": [short, long]}))
+    (tmp_path / "peers.json").write_text(json.dumps(peers_result()))
+    (line,) = (line for line in readme.peer_table() if "ResNet-18" in line)
+    assert line.endswith(
+        " Trained here in bf16, each length from the start (n = 1): "
+        "87.10 %, with the mirror image 87.65 %, after 4 epochs in 20.0 min; "
+        "94.10 %, with the mirror image 94.50 %, after 18 epochs in 90.0 min."
+    )
+
+
 def test_times_with_and_without_newer_instructions(
     readme: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -111,13 +127,13 @@ def preset_result(name: str = "wide") -> dict[str, object]:
         "view_accuracy": {"raw": {"mean": 0.95, "deviation": 0.0014}},
         "views": "shifts",
         "views_share": 0.25,
-        "train_seconds": {"mean": 630.0, "lowest": 600.0, "highest": 660.0},
+        "train_seconds": {"mean": 630.0, "lowest": 600.0, "highest": 660.0, "n": 2},
+        "test_seconds": {"mean": 10.5},
         "start_seconds": {"mean": 2.44},
         "images_per_second": {"mean": 1234.5},
         "share_of_limit": 0.556,
         "pflop": 1.2345,
         "memory_mib": 1536.0,
-        "runs": [{"test_seconds": 10.0}, {"test_seconds": 11.0}],
     }
 
 
@@ -130,9 +146,22 @@ def test_the_row_of_a_preset(readme: ModuleType) -> None:
 
 
 def test_a_row_says_how_many_seeds_were_timed(readme: ModuleType) -> None:
-    one_core, both_cores = {"test_seconds": 30.0, "threads": 1}, {"test_seconds": 12.0, "threads": 2}
-    row = readme.preset_row(preset_result() | {"runs": [one_core, both_cores]})
-    assert "| 10.5 min (1 of 2 timed, the others had fewer cores) | 2.4 s, 12.0 s |" in row
+    one = {"mean": 630.0, "lowest": 630.0, "highest": 630.0, "n": 1}
+    row = readme.preset_row(preset_result() | {"train_seconds": one})
+    assert "| 10.5 min (1 of 2 timed, the others had fewer cores) | 2.4 s, 10.5 s |" in row
+
+
+@pytest.mark.parametrize(
+    ("engines", "cores"),
+    [
+        (["bf16 (the processor has AMX bf16 matrix units), 1 thread, fused C kernels"], "on 1 core"),
+        (["bf16 (asked for), 2 cores, fused C kernels", "bf16 (asked for), 1 cores, plain"], "on 1 or 2 cores"),
+    ],
+)
+def test_the_cores_of_a_run_by_its_log(readme: ModuleType, tmp_path: Path, engines: list[str], cores: str) -> None:
+    lines = [f"engine: {engine}\nstep 1/2  32 threads, no engine" for engine in engines]
+    (tmp_path / "log.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    assert readme.cores_of(tmp_path / "log.txt.gz") == cores
 
 
 def test_the_command_says_where_a_run_was_shorter_than_its_preset(readme: ModuleType) -> None:

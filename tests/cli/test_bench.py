@@ -25,7 +25,8 @@ def test_input_as_json_and_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(path.read_text()) == result
     assert (result["benchmark"], result["preset"], result["data"]) == ("input", "classic", "shapes")
     assert (result["batch_size"], result["crop"]) == (32, 24)
-    assert 0 < result["slowest_round"] <= result["images_per_second"] <= result["fastest_round"]
+    speed = result["images_per_second"]
+    assert 0 < speed["lowest"] <= speed["median"] <= speed["highest"]
     assert result["cpu_us_per_image"] > 0
     assert result["peak_memory_mib"] > 0
     assert result["machine"].keys() == {"cpu", "cores", "python", "torch"}

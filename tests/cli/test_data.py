@@ -132,6 +132,20 @@ def test_show_draws_shapes_with_any_preset(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "shapes-mosaic.png").stat().st_size > 1000
 
 
+def test_show_draws_what_a_training_without_flags_would_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def drawn(*arguments: str) -> tuple[bytes, str]:
+        out = tmp_path / "mosaic.png"
+        flags = ["--data", "shapes", "--count", "2", "--out", str(out), "--json"]
+        assert main(["data", "show", *flags, *arguments]) == 0
+        return out.read_bytes(), json.loads(capsys.readouterr().out)["preset"]
+
+    assert drawn() == drawn("--preset", "quick")
+    assert drawn()[1] == "quick"
+    assert drawn("--set", "distort.crop=20")[0] != drawn()[0]
+    assert main(["data", "show", "--data", "shapes", "--set", "distort.corp=20"]) == 2
+    assert "did you mean 'crop'?" in capsys.readouterr().err
+
+
 def test_show_draws_own_pictures_of_any_size_by_any_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
@@ -148,7 +162,7 @@ def test_show_draws_own_pictures_of_any_size_by_any_recipe(tmp_path: Path, capsy
         where = ["--data-dir", str(tmp_path / "cache"), "--out", str(out)]
         assert main(["data", "show", *arguments, *where, "--json"]) == 0
         told = json.loads(capsys.readouterr().out)
-        assert told["preset"] == ("mine" if "--recipe" in arguments else "classic")
+        assert told["preset"] == ("mine" if "--recipe" in arguments else "quick")
         with Image.open(out) as picture:
             tile = np.asarray(picture)[112:208, 204:300]
         widths.append(int((tile != tile[0, 0]).any(axis=(0, 2)).sum()))

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from thumbnet import engine
-from thumbnet.cli import doctor
 from thumbnet.cli.main import main
 
 
@@ -44,35 +43,6 @@ def test_a_cap_below_amx_is_not_told_as_amx(isa: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(engine, "cpu_features", lambda: frozenset({"avx512_bf16", "amx_bf16"}))
     precision = engine.resolve_precision()
     assert (precision.name, precision.why) == ("bf16", "the processor has AVX-512 bf16 instructions")
-
-
-MACHINE = {"device": "cpu", "kernels": True, "amx_kernels": True, "precision": "bf16"}
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (
-            {},
-            [
-                "input: fused C kernels",
-                "response normalization: fused C kernels",
-                "speed network, local layers: AMX kernels",
-            ],
-        ),
-        (
-            {"amx_kernels": False},
-            ["input", "patches of local layers: fused C kernels", "there is no AMX or the system"],
-        ),
-        ({"amx_kernels": False, "precision": "fp32"}, ["input", "fused C kernels", "for bf16 and not fp32"]),
-        ({"amx_kernels": False, "kernels": False}, ["input: NumPy", "plain PyTorch", "PyTorch's own"]),
-        ({"device": "cuda"}, ["input: fused C kernels", "all networks: PyTorch's own, on cuda"]),
-    ],
-)
-def test_says_which_engine_runs(change: dict[str, object], expected: list[str]) -> None:
-    lines = doctor._kernel_uses(MACHINE | change)
-    assert len(lines) == len(expected)
-    assert all(text in line for text, line in zip(expected, lines, strict=True))
 
 
 def test_says_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,8 @@ def test_newest_run_and_checkpoint_in_full(make_run, evaluate):
     assert "step-00000020-test.json" in stderr
     stem = "step-00000020-test"
     assert sorted(path.name for path in (run.path / "evaluation").iterdir()) == [
-        *(f"{stem}-{name}.png" for name in ("classes", "confusion", "reliability")),
+        *(f"{stem}-{name}" for name in ("classes.png", "confusion.png", "mistakes.csv", "mistakes.png")),
+        f"{stem}-reliability.png",
         f"{stem}.csv",
         f"{stem}.json",
     ]
@@ -196,7 +197,7 @@ def test_results_folder_of_choice(make_run, evaluate, tmp_path):
     result_of(evaluate, "--eval-dir", tmp_path / "there")
     names = sorted(path.name for path in (tmp_path / "there").iterdir())
     assert names[0].startswith("events.out.tfevents.")
-    assert names[1:] == ["step-00000010-test.csv", "step-00000010-test.json"]
+    assert names[1:] == [f"step-00000010-test{rest}" for rest in ("-mistakes.csv", ".csv", ".json")]
     assert not (run.path / "evaluation").exists()
     assert not (run.path / "tensorboard").exists()
 

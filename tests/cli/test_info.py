@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from thumbnet.cli.main import main
-from thumbnet.config import preset_names
+from thumbnet.config import load_preset, preset_names
+from thumbnet.runs.run import Run
 
 
 def test_the_classic_network(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +24,50 @@ def test_the_classic_network(capsys: pytest.CaptureFixture[str]) -> None:
         "softmax_linear",
     ]
     assert set(info["layers"][0]) == {"name", "kind", "output_shape", "parameters", "multiply_adds"}
+
+
+@pytest.mark.parametrize(("model", "crop"), [("classic", 24), ("speed", 32), ("cuda-convnet", 32)])
+def test_a_network_is_shown_for_the_input_of_its_preset(
+    model: str, crop: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", "--model", model]) == 0
+    assert capsys.readouterr().out.startswith(f"{model}, input 3x{crop}x{crop}\n")
+
+
+def test_a_run_says_how_it_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_preset("classic", {"data.name": "shapes", "train.steps": 5})
+    run = Run.create(tmp_path, recipe, "mine")
+    assert main(["info", "mine", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"run {run.path}: preset classic, data shapes, begun {run.created[:16]} UTC\nnot finished")
+    assert f"nothing saved yet; to go on: thumbnet train --resume {run.path}\n" in shown
+    assert "classic, input 3x24x24" in shown
+    with run.lock():
+        assert main(["info", "mine", "--out", str(tmp_path)]) == 0
+    assert "training now, nothing saved yet" in capsys.readouterr().out
+
+    figures = {"accuracy": 0.5, "top5": 0.75, "loss": 1.25}
+    run.finish({"steps": 5, "epochs": 1.5, "train_seconds": 84.0, "test": {"raw": figures}})
+    assert main(["info", "mine", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "trained 5 steps (1.5 epochs) in 1m24s" in shown
+    assert "test accuracy, raw weights:      50.00 %" in shown
+    assert main(["info", "mine", "--out", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["model"] == "classic"
+    assert told["run"]["result"]["test"]["raw"] == figures
+    assert told["run"] | {"result": None} == {
+        "path": str(run.path),
+        "preset": "classic",
+        "data": "shapes",
+        "created": run.created,
+        "training": False,
+        "saved_step": None,
+        "result": None,
+    }
+    (run.path / "result.json").write_text("{")
+    assert main(["info", "mine", "--out", str(tmp_path)]) == 1
+    assert "result.json: cannot be read" in capsys.readouterr().err
 
 
 def test_other_sizes_and_classes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ def project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, a cache of its own, few shapes."""
     monkeypatch.setattr("thumbnet.data.cache_dir", lambda data_dir: data_dir or tmp_path / "cache")
-    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda: 1)
+    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda *_: 1)
     monkeypatch.setattr("thumbnet.data.shapes.TRAIN_COUNT", 100)
     monkeypatch.setattr("thumbnet.data.shapes.TEST_COUNT", 50)
     before = torch.get_num_threads()
@@ -71,6 +71,33 @@ def test_it_runs_as_written_on_pictures(
     assert "batches of 16, 200 steps" in output.err
     (run,) = (project / "runs").iterdir()
     assert json.loads((run / "result.json").read_text())["steps"] == 200
+
+
+@pytest.mark.usefixtures("_small")
+def test_splits_of_ones_own_and_the_size_in_the_recipe(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 50), ("val", 30), ("test", 10)):
+        for name, brightest in (("dark", 100), ("bright", 255)):
+            (project / "pictures" / split / name).mkdir(parents=True)
+            for number in range(count):
+                picture = Image.fromarray(rng.integers(0, brightest, (60, 50, 3), np.uint8))
+                picture.save(project / "pictures" / split / name / f"{number}.png")
+    recipe = project / "recipe.toml"
+    text = recipe.read_text().replace("image_size = 32", "image_size = 48").replace("crop = 32", "crop = 42")
+    recipe.write_text(text.replace("epochs = 20", "epochs = 2"))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    runpy.run_path(str(project / "train.py"), run_name="__main__")
+    output = capsys.readouterr()
+    assert "100 images to train on, 60 for validation" in output.err
+    assert "dark             precision" in output.out
+    assert "network speed" in output.err
+    assert "input 42x42" in output.err
+    # The command takes the same recipe and folder.
+    arguments = ["--recipe", str(recipe), "--data", str(project / "pictures"), "--steps", "1", "--no-test"]
+    assert main(["train", *arguments, "--out", str(project / "runs")]) == 0
+    assert "100 images to train on, 60 for validation" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_small")
@@ -125,3 +152,10 @@ def test_places_where_nothing_can_be_made(tmp_path: Path, capsys: pytest.Capture
     assert "cannot write a project there: Not a directory" in capsys.readouterr().err
     assert main(["new"]) == 2
     assert main(["new", "a", "b"]) == 2
+
+
+def test_the_home_of_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "~no-such-user/project"]) == 2
+    assert "there is no user whose home is ~no-such-user" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

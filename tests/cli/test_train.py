@@ -99,7 +99,7 @@ def test_the_tutorials_step_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_names_of_2015(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda: 1)
+    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda *_: 1)
     arguments = ["train", "--data", "shapes", "--preset", "classic", "--train_dir", str(tmp_path), "--max_steps", "2"]
     assert main([*arguments, "--batch_size", "32", "--num_gpus", "4", "--use_fp16", "--log_device_placement"]) == 0
     output = capsys.readouterr().err
@@ -244,9 +244,9 @@ def test_interrupted_in_mid_epoch_and_resumed_the_weights_are_the_same_to_the_by
 def test_a_signal_in_the_last_save_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = loop.Training._save_unless_saved
 
-    def interrupted(training: loop.Training) -> None:
+    def interrupted(training: loop.Training, *, validate: bool) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        save(training)
+        save(training, validate=validate)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "_save_unless_saved", interrupted)
@@ -260,7 +260,7 @@ def test_a_resume_keeps_the_threads_that_its_run_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Sums over another number of threads round otherwise: the resume would not be exact.
-    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda: 2)
+    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda *_: 2)
     steps = ["--steps", "2", "--out", str(tmp_path), "--name", "one"]
     assert main(["train", *SMALL, *steps]) == 0
     assert main(["train", "--resume", "--steps", "3", "--out", str(tmp_path)]) == 0

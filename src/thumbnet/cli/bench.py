@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.cli import bench_devices, bench_machine
-from thumbnet.cli.flags import add_data_flags, duration, make_writable, note, whole_number
+from thumbnet.cli.flags import add_data_flags, add_engine_flags, duration, make_writable, note, whole_number
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure this machine: its limit, the input, training steps, how long each preset takes",
-        description="Measure the system on this machine. Without PART it is `thumbnet bench machine`.",
+        help="measure this machine: its limit, the input, training steps, how long training takes",
+        description="Measure the system on this machine. Without PART it is `thumbnet bench machine`, flags and all.",
     )
     parser.set_defaults(parser=parser)
+    parser.usual_part = "machine"
     parts = parser.add_subparsers(dest="part", metavar="PART")
     bench_machine.add_parts(parts)
     part = parts.add_parser(
@@ -34,13 +35,12 @@ def add_parser(subparsers: Any) -> None:
     part.add_argument("--json", action="store_true", help="print one JSON object")
     part.add_argument("--out", type=Path, metavar="FILE", help="also write that object to a file")
     add_data_flags(part)
+    add_engine_flags(part)
     bench_devices.add_part(parts)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
-    if args.part is None:
-        args = args.parser.parse_args(["machine"])
     parts = {
         "input": _run_input,
         "machine": bench_machine.run_machine,
@@ -52,17 +52,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_input(args: argparse.Namespace) -> int:
     from thumbnet import engine
-    from thumbnet.cli.doctor import describe_machine
     from thumbnet.config import load_preset
     from thumbnet.data import load_splits
     from thumbnet.input.pipeline import TrainingInput
+    from thumbnet.monitor.machine import describe_machine
     from thumbnet.training.measure import measure_input
 
     if args.out is not None:
         make_writable(args.out)
     wanted = {"data.name": args.data, "input.batch_size": args.batch_size}
     recipe = load_preset(args.preset, {key: value for key, value in wanted.items() if value is not None})
-    engine.prepare()
+    engine.prepare(args.threads)
     dataset = load_splits(recipe.data, data_dir=args.data_dir, offline=args.offline, note=note).train
     with TrainingInput(dataset, recipe.distort, recipe.input, seed=recipe.seed) as batches:
         measured = measure_input(batches, recipe.input.batch_size, args.seconds)
@@ -84,12 +84,11 @@ def _run_input(args: argparse.Namespace) -> int:
 
 def _input_lines(result: dict[str, Any]) -> list[str]:
     """Return the measurement as a person reads it."""
-    machine = result["machine"]
+    machine, speed = result["machine"], result["images_per_second"]
     return [
         f"input of {result['preset']}: {result['data']}, {result['crop']}x{result['crop']},"
         f" batches of {result['batch_size']}",
-        f"images/s    {result['images_per_second']:,} (rounds: {result['slowest_round']:,} to"
-        f" {result['fastest_round']:,})",
+        f"images/s    {speed['median']:,} (rounds: {speed['lowest']:,} to {speed['highest']:,})",
         f"processor   {result['cpu_us_per_image']} us per image ({machine['cpu']}, {machine['cores']} cores)",
         f"memory      {result['peak_memory_mib']:,} MiB at most, the data set's mapped pages included",
     ]

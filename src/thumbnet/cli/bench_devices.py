@@ -67,10 +67,11 @@ def run_devices(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
     """Measure both, in turn."""
     from thumbnet import engine
-    from thumbnet.cli.doctor import describe_machine
     from thumbnet.config import load_preset
     from thumbnet.data import load_splits
     from thumbnet.distributed.launch import available
+    from thumbnet.monitor.machine import describe_machine
+    from thumbnet.training.measure import spread
 
     count = available(args.devices, note)
     if count < 2:
@@ -92,7 +93,8 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         overlap = _describe_overlap(trace)
     # One process has all the cores that the replicas share; one GPU is a part of the GPUs.
     ideal = count if engine.device().type == "cuda" else 1
-    ratios = [s["images_per_second"] / (ideal * o["images_per_second"]) for s, o in zip(several, one, strict=True)]
+    speed, alone = ([figures["images_per_second"] for figures in rounds] for rounds in (several, one))
+    ratios = [together / (ideal * whole) for together, whole in zip(speed, alone, strict=True)]
     machine = describe_machine(args.data_dir)
     return {
         "benchmark": "devices",
@@ -102,13 +104,9 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
         "grain": recipe.train.grain,
         "precision": several[0]["precision"],
         "steps_per_round": args.steps,
-        "one": {"devices": 1, "threads": one[0]["threads"], "images_per_second": _spread(one)},
-        "several": {"devices": count, "threads": several[0]["threads"], "images_per_second": _spread(several)},
-        "efficiency": {
-            "median": round(statistics.median(ratios), 3),
-            "least": round(min(ratios), 3),
-            "most": round(max(ratios), 3),
-        },
+        "one": {"devices": 1, "threads": one[0]["threads"], "images_per_second": spread(alone, digits=0)},
+        "several": {"devices": count, "threads": several[0]["threads"], "images_per_second": spread(speed, digits=0)},
+        "efficiency": spread(ratios, digits=3),
         "all_reduce": overlap,
         "machine": {key: machine[key] for key in ("cpu", "cores", "python", "torch")},
     }
@@ -123,13 +121,13 @@ def _lines(result: dict[str, Any]) -> list[str]:
         speed, threads = part["images_per_second"], part["threads"]
         lines.append(
             f"{part['devices']} x {batch_size // part['devices']:<4} images/s  {speed['median']:,} (rounds: "
-            f"{speed['least']:,} to {speed['most']:,}), {threads} thread{'s' * (threads > 1)} each"
+            f"{speed['lowest']:,} to {speed['highest']:,}), {threads} thread{'s' * (threads > 1)} each"
         )
     efficiency, reduce = result["efficiency"], result["all_reduce"]
     return [
         *lines,
-        f"efficiency          {100 * efficiency['median']:.1f} % (rounds: {100 * efficiency['least']:.1f} to "
-        f"{100 * efficiency['most']:.1f} %)",
+        f"efficiency          {100 * efficiency['median']:.1f} % (rounds: {100 * efficiency['lowest']:.1f} to "
+        f"{100 * efficiency['highest']:.1f} %)",
         f"all-reduce          {reduce['all_reduce_ms']:.1f} ms of a step of {reduce['step_ms']:.1f} ms; it begins "
         f"{reduce['lead_ms']:.1f} ms before the backward pass ends, {reduce['exposed_ms']:.1f} ms of it come after",
     ]
@@ -184,11 +182,6 @@ def _overrides(args: argparse.Namespace) -> dict[str, object]:
         "train.grain": args.grain,
     }
     return {key: value for key, value in wanted.items() if value is not None}
-
-
-def _spread(rounds: list[dict[str, Any]]) -> dict[str, int]:
-    speeds = [figures["images_per_second"] for figures in rounds]
-    return {"median": round(statistics.median(speeds)), "least": round(min(speeds)), "most": round(max(speeds))}
 
 
 def _describe_overlap(trace: Path) -> dict[str, float]:

@@ -6,23 +6,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from thumbnet.cli.flags import duration, make_writable, note
-from thumbnet.errors import ThumbnetError, UsageError
+from thumbnet.cli.flags import add_engine_flags, duration, make_writable, note
+from thumbnet.errors import UsageError
 
-if TYPE_CHECKING:
-    from thumbnet.config import Recipe
-
-MEASURED = ("classic", "quick", "fast")
-"""Presets whose step is measured; the time of others with the same network follows from their arithmetic."""
-ROUNDS = 2
-CIFAR10_IMAGES = 50_000
 INSTRUCTION_SETS = {
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"},
@@ -34,9 +24,10 @@ def add_parts(parts: Any) -> None:
     """Add the parsers of `bench machine` and `bench step`."""
     machine = parts.add_parser(
         "machine",
-        help="all of it in two minutes: limit, input, steps, how long each preset takes here (what `bench` alone does)",
-        description="Measure the limit of this machine, the input, and training steps of the presets, and tell how\n"
-        "long each would take here. Steps are measured with and without the compiled kernels, in turn.",
+        help="all of it in two minutes: limit, input, steps, and how long training takes here (`bench` without PART)",
+        description="Measure the limit of this machine, the input, and training steps of three presets, and tell how\n"
+        "long those and the others with the same networks would train here: quick, fast, strong, best, classic.\n"
+        "Steps are measured with and without the compiled kernels, in turn.",
     )
     machine.set_defaults(parser=machine)
     machine.add_argument(
@@ -47,6 +38,7 @@ def add_parts(parts: Any) -> None:
     machine.add_argument("--seconds", type=duration, default=3.0, metavar="N", help="length of each measurement (3)")
     machine.add_argument("--json", action="store_true", help="print one JSON object")
     machine.add_argument("--out", type=Path, metavar="FILE", help="also write that object to a file")
+    add_engine_flags(machine)
     step = parts.add_parser(
         "step",
         help="training steps of one preset on random pictures: images/s",
@@ -56,6 +48,7 @@ def add_parts(parts: Any) -> None:
     step.add_argument("--preset", default="classic", help="recipe whose step is measured (classic)")
     step.add_argument("--seconds", type=duration, default=3.0, metavar="N", help="how long to measure (3)")
     step.add_argument("--json", action="store_true", help="print one JSON object")
+    add_engine_flags(step)
 
 
 def run_step(args: argparse.Namespace) -> int:
@@ -64,7 +57,7 @@ def run_step(args: argparse.Namespace) -> int:
     from thumbnet.config import load_preset
     from thumbnet.training.measure import step_seconds
 
-    engine.prepare()
+    engine.prepare(args.threads)
     recipe = load_preset(args.preset)
     took = step_seconds(recipe, seconds=args.seconds)
     speed = recipe.input.batch_size / statistics.median(took)
@@ -81,7 +74,9 @@ def run_machine(args: argparse.Namespace) -> int:
         make_writable(args.out)
     if args.isa:
         hold_back(args.isa)
-    result = measure_machine(args.seconds) | {"isa": args.isa}
+    from thumbnet.training.measure_machine import measure_machine
+
+    result = measure_machine(args.seconds, threads=args.threads, note=note) | {"isa": args.isa}
     lines = machine_table(result)
     # They tell where things are on this machine, which is nobody else's business.
     for name in ("cache", "kernels_why", "compiler"):
@@ -106,154 +101,10 @@ def hold_back(isa: str) -> None:
     os.environ.update(held)
 
 
-def measure_machine(seconds: float) -> dict[str, Any]:
-    """Return limit, input, steps and the presets' estimated times."""
-    from thumbnet import engine
-    from thumbnet.cli.doctor import describe_machine
-    from thumbnet.config import load_preset
-    from thumbnet.training.measure import matmul_tflops
-
-    started = time.monotonic()
-    engine.prepare()
-    machine = describe_machine(None)
-    names = ["fp32", *([machine["precision"]] if machine["precision"] != "fp32" else [])]
-    limits = {}
-    for name in names:
-        limits[name] = matmul_tflops(name, seconds=seconds / 2)
-        note(f"matrix product, {name}: {limits[name]:.3f} TFLOP/s")
-    speed = input_speed(seconds)
-    note(f"input of classic: {speed:,.0f} images/s")
-    recipes = {name: load_preset(name) for name in MEASURED}
-    steps = measure_steps(recipes, seconds)
-    summed = {name: sum_up(recipes[name], found, limits[machine["precision"]]) for name, found in steps.items()}
-    return {
-        "benchmark": "machine",
-        "matmul_tflops": limits,
-        "input_images_per_second": speed,
-        "steps": summed,
-        "presets": estimates(summed),
-        "bench_seconds": time.monotonic() - started,
-        "machine": machine,
-    }
-
-
-def input_speed(seconds: float) -> float:
-    """Return the speed of the classic input on random pictures, in images per second."""
-    import numpy as np
-
-    from thumbnet.config import load_preset
-    from thumbnet.data.dataset import ImageDataset
-    from thumbnet.data.records import RecordFormat, RecordPart
-    from thumbnet.input.pipeline import TrainingInput
-    from thumbnet.training.measure import measure_input
-
-    recipe, layout = load_preset("classic"), RecordFormat()
-    records = np.random.default_rng(0).integers(0, 256, (CIFAR10_IMAGES, layout.record_bytes), np.uint8)
-    records[:, 0] %= 10
-    part = RecordPart(name="random", where="random pictures", records=records)
-    dataset = ImageDataset("random pictures", [str(label) for label in range(10)], layout, [part])
-    with TrainingInput(dataset, recipe.distort, recipe.input, seed=0) as batches:
-        return measure_input(batches, recipe.input.batch_size, seconds)["images_per_second"]
-
-
-def measure_steps(recipes: dict[str, Recipe], seconds: float) -> dict[str, dict[str, list[float]]]:
-    """Return images/s of each preset's step, with kernels and in plain PyTorch, round by round, in processes apart."""
-    found: dict[str, dict[str, list[float]]] = {name: {"kernels": [], "plain": []} for name in recipes}
-    for number in range(ROUNDS):
-        for name, recipe in recipes.items():
-            for form in ("kernels", "plain") if has_kernels(recipe) else ("plain",):
-                speed = step_apart(name, seconds, kernels=form == "kernels")
-                found[name][form].append(speed)
-                note(f"round {number + 1} of {ROUNDS}, step of {name}, {form}: {speed:,.0f} images/s")
-    return found
-
-
-def has_kernels(recipe: Recipe) -> bool:
-    """Tell whether compiled kernels take part in this recipe's step here."""
-    from thumbnet import engine
-    from thumbnet.kernels import load_library
-    from thumbnet.models.grid import amx_ready
-
-    if recipe.model.name == "speed":
-        return amx_ready() and engine.resolve_precision(recipe.train.precision).name == "bf16"
-    return load_library().handle is not None
-
-
-def step_apart(preset: str, seconds: float, *, kernels: bool) -> float:
-    """Measure a preset's step in a process of its own and return images per second."""
-    command = [sys.executable, "-m", "thumbnet.cli.main", "bench", "step", "--preset", preset, "--json"]
-    environment = os.environ | ({} if kernels else {"THUMBNET_KERNELS": "0"})
-    done = subprocess.run(
-        [*command, "--seconds", str(seconds)], env=environment, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        raise ThumbnetError(f"measuring the step of {preset} ended with {done.returncode}; see above")
-    return float(json.loads(done.stdout)["images_per_second"])
-
-
-def sum_up(recipe: Recipe, found: dict[str, list[float]], limit_tflops: float) -> dict[str, Any]:
-    """Return what the rounds of one preset come to.
-
-    Args:
-        recipe: what was trained.
-        found: images/s by round, of `kernels` (none where there are none for this network) and `plain`.
-        limit_tflops: speed of a matrix product in the same arithmetic.
-    """
-    from thumbnet.training.measure import training_flops
-
-    used = found["kernels"] or found["plain"]
-    tflops = statistics.median(used) * training_flops(recipe) / 1e12
-    return {
-        "batch_size": recipe.input.batch_size,
-        "images_per_second": spread(used),
-        "plain_images_per_second": spread(found["plain"]),
-        "kernels": bool(found["kernels"]),
-        "times_plain": statistics.median(used) / statistics.median(found["plain"]),
-        "tflops": tflops,
-        "share_of_limit": tflops / limit_tflops,
-    }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return median and range."""
-    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values), "n": len(values)}
-
-
-def estimates(steps: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return how long each preset of CIFAR-10 would train here: its steps alone, evaluation left out.
-
-    Args:
-        steps: what was measured, by preset. A preset that was not counts with the arithmetic speed of the largest
-            measured one with the same network, unless its batch is much smaller: single pictures are far slower.
-    """
-    from thumbnet.config import load_preset, preset_names
-    from thumbnet.training.loop import length_of
-    from thumbnet.training.measure import training_flops
-
-    flops = {name: training_flops(load_preset(name)) for name in steps}
-    found = {}
-    for name in preset_names():
-        recipe = load_preset(name)
-        alike = [other for other in steps if _speeds_compare(load_preset(other), recipe)]
-        length = length_of(recipe, CIFAR10_IMAGES)
-        if recipe.data.name != "cifar10" or not alike or length.steps is None:
-            continue
-        after = name if name in steps else max(alike, key=flops.__getitem__)
-        speed = steps[after]["tflops"] * 1e12 / training_flops(recipe)
-        images = length.steps * recipe.input.batch_size
-        found[name] = {"images": images, "images_per_second": speed, "seconds": images / speed, "after": after}
-    return found
-
-
-def _speeds_compare(measured: Recipe, recipe: Recipe) -> bool:
-    """Tell whether the steps of one recipe say how fast another's are."""
-    return measured.model.name == recipe.model.name and measured.input.batch_size <= 4 * recipe.input.batch_size
-
-
 def machine_table(result: dict[str, Any]) -> list[str]:
     """Return the measurement as a person reads it."""
-    from thumbnet.cli.doctor import machine_lines
     from thumbnet.monitor.console import format_duration
+    from thumbnet.monitor.machine import machine_lines
 
     limits = ", ".join(f"{name} {value:.2f}" for name, value in result["matmul_tflops"].items())
     rows = [("preset", "batch", "images/s", "rounds", "plain PyTorch", "times", "of the limit")]

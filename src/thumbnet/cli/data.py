@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from thumbnet.cli.flags import add_data_flags, note, whole_number
+from thumbnet.cli.flags import add_data_flags, note, setting, whole_number
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,8 +48,11 @@ def add_parser(subparsers: Any) -> None:
         "--image-size", type=whole_number, metavar="N", help="side that pictures of a folder are resized to (32)"
     )
     recipe = show.add_mutually_exclusive_group()
-    recipe.add_argument("--preset", default="classic", metavar="NAME", help="whose distortions to show (classic)")
+    recipe.add_argument("--preset", metavar="NAME", help="whose distortions to show (as for `thumbnet train`, quick)")
     recipe.add_argument("--recipe", type=Path, metavar="FILE", help="recipe.toml instead, such as that of a run")
+    show.add_argument(
+        "--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help="any entry of that recipe"
+    )
     show.add_argument(
         "--out", type=Path, metavar="FILE.png", help="the picture to write, replaced if it is there (NAME-mosaic.png)"
     )
@@ -140,10 +143,12 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from thumbnet.config import DataConfig, load_preset, load_recipe
+    from thumbnet.training.adapt import DEFAULT_PRESET
 
     wanted = {"data.name": args.data, "data.image_size": args.image_size}
-    given = {key: value for key, value in wanted.items() if value is not None}
-    recipe = load_recipe(args.recipe, given) if args.recipe else load_preset(args.preset, given)
+    given = {key: value for key, value in wanted.items() if value is not None} | dict(args.set)
+    preset = args.preset or DEFAULT_PRESET
+    recipe = load_recipe(args.recipe, given) if args.recipe else load_preset(preset, given)
     out = _writable(args.out or Path(f"{Path(recipe.data.name).absolute().name}-mosaic.png"))
     from thumbnet.data import load_splits
     from thumbnet.errors import UsageError
@@ -156,8 +161,9 @@ def _show(args: argparse.Namespace) -> int:
     data = DataConfig(name=recipe.data.name, image_size=recipe.data.image_size, skip_bad=True)
     train = load_splits(data, data_dir=args.data_dir, offline=args.offline, note=note).train
     chosen = sample(train, args.count, seed=args.seed)
-    by = Path(*args.recipe.parts[-2:]) if args.recipe else f"the preset {args.preset}"  # a run's name and recipe.toml
-    title = f"{train.name}: {len(chosen)} of {len(train):,} training images, distorted as by {by}"
+    by = Path(*args.recipe.parts[-2:]) if args.recipe else f"the preset {preset}"  # a run's name and recipe.toml
+    changes = "".join(f", {key}={value}" for key, value in args.set)
+    title = f"{train.name}: {len(chosen)} of {len(train):,} training images, distorted as by {by}{changes}"
     page = draw_mosaic(train, recipe.distort, chosen, seed=args.seed, title=title)
     try:
         page.save(out, format="PNG")

@@ -56,7 +56,13 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument("--limit", "--num_examples", type=whole_number, metavar="N", help="only the first N images")
     add_data_flags(what)
     how = parser.add_argument_group("how")
-    how.add_argument("--batch-size", "--batch_size", type=whole_number, metavar="N", help="images of one pass (500)")
+    how.add_argument(
+        "--batch-size",
+        "--batch_size",
+        type=whole_number,
+        metavar="N",
+        help="images of one pass (500, fewer of more than 64x64 pixels)",
+    )
     how.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="arithmetic (that of the run)")
     add_engine_flags(how)
     how.add_argument("--watch", action="store_true", help="follow a run that is training until it ends")
@@ -161,7 +167,6 @@ def chosen_split(args: argparse.Namespace) -> Split:
 def _evaluator(args: argparse.Namespace, this_run: Run, split: Split) -> Evaluator:
     """Load the data and build the network of a run."""
     from thumbnet import engine
-    from thumbnet.evaluation.evaluate import BATCH_SIZE
     from thumbnet.evaluation.evaluator import Evaluator, choose_weights, load_for
 
     recipe = this_run.recipe
@@ -177,7 +182,7 @@ def _evaluator(args: argparse.Namespace, this_run: Run, split: Split) -> Evaluat
         weights=weights,
         precision=precision,
         limit=args.limit,
-        batch_size=args.batch_size or BATCH_SIZE,
+        batch_size=args.batch_size,
     )
     if args.limit and args.limit > len(evaluator.dataset):
         note(f"--limit {args.limit}: the {split} split has {len(evaluator.dataset):,} images, all are evaluated")

@@ -7,7 +7,7 @@ import math
 import sys
 import tomllib
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from thumbnet.errors import UsageError, close_match, did_you_mean
 
@@ -19,6 +19,15 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    usual_part: str | None = None
+    """The subcommand that is meant where none is named."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as usual, with the subcommand that is meant put in where flags, or nothing, stand in its place."""
+        if self.usual_part and args is not None and (not args or args[0].startswith("-")):
+            args = args if {"-h", "--help"} & set(args[:1]) else [self.usual_part, *args]
+        return super().parse_known_args(args, namespace)
 
     def flags(self) -> list[str]:
         """Return every long flag this parser knows."""
@@ -51,7 +60,13 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_data_dir_flag(parser: argparse.ArgumentParser) -> None:
     """Add the flag that says where data is kept."""
-    parser.add_argument("--data-dir", "--data_dir", type=Path, metavar="DIR", help="where data sets are kept")
+    parser.add_argument(
+        "--data-dir",
+        "--data_dir",
+        type=Path,
+        metavar="DIR",
+        help="where data sets are kept (THUMBNET_DATA_DIR, or else the user's cache folder)",
+    )
 
 
 def add_out_flag(parser: argparse.ArgumentParser) -> None:

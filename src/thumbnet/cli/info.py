@@ -1,4 +1,4 @@
-"""`thumbnet info`: the presets, or the layers of a network."""
+"""`thumbnet info`: the presets, the layers of a network, or how a run went."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from thumbnet.errors import UsageError
 if TYPE_CHECKING:
     from thumbnet.config import Recipe
     from thumbnet.models.describe import LayerInfo
+    from thumbnet.runs.run import Run
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "info",
-        help="the presets, or the layers of a network, preset or run",
+        help="the presets, or the layers of a network, preset or run, and how the run went",
         description="Without arguments: the presets. Else the layer table of a network: shapes, parameters, "
-        "multiply-adds.",
+        "multiply-adds; of a run also how far it is, or what came out.",
     )
     parser.set_defaults(parser=parser)
     parser.add_argument("run", nargs="?", help="a run")
     parser.add_argument("--model", help="a network, by name; timm/NAME for one of timm")
     parser.add_argument("--preset", help="a preset")
-    parser.add_argument("--crop", type=whole_number, help="side of the input in pixels, with --model (24)")
+    parser.add_argument("--crop", type=whole_number, help="side of the input in pixels, with --model (its preset's)")
     parser.add_argument("--classes", type=whole_number, help="number of classes, with --model (10)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_out_flag(parser)
@@ -41,22 +42,31 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("info: --crop and --classes go with --model; a run and a preset have their own")
     if args.run is None and args.model is None and args.preset is None:
         return _print_presets(as_json=args.json)
-    from thumbnet.config import ModelConfig
+    from thumbnet.config import ModelConfig, load_preset
     from thumbnet.models import build_model
     from thumbnet.models.describe import describe_layers
+    from thumbnet.training.adapt import preset_for
 
+    found = None
     if args.model is not None:
-        config, crop, classes = ModelConfig(name=args.model), args.crop or 24, args.classes or 10
+        crop = args.crop or load_preset(preset_for(args.model)).distort.crop
+        config, classes = ModelConfig(name=args.model), args.classes or 10
     else:
-        recipe, classes = _preset(args) if args.preset is not None else _run(args)
+        if args.run is not None:
+            from thumbnet.runs.find import find_run
+
+            found = find_run(args.out, args.run)
+        recipe, classes = _preset(args) if found is None else _recipe_of(found)
         config, crop = recipe.model, recipe.distort.crop
     model = build_model(config, num_classes=classes, crop=crop)
     layers = describe_layers(model, (3, crop, crop))
     # Not the sum over the layers: some of timm's networks have weights outside of them.
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if args.json:
-        print(json.dumps(_as_dict(config.name, layers, parameters)))
+        print(json.dumps(_as_dict(config.name, layers, parameters) | ({"run": _run_as_dict(found)} if found else {})))
     else:
+        if found is not None:
+            print("\n".join([*_run_lines(found), ""]))
         _print_table(config.name, crop, layers, parameters)
     return 0
 
@@ -70,13 +80,42 @@ def _preset(args: argparse.Namespace) -> tuple[Recipe, int]:
     return recipe, len(known_class_names(recipe.data.name) or ())
 
 
-def _run(args: argparse.Namespace) -> tuple[Recipe, int]:
+def _recipe_of(run: Run) -> tuple[Recipe, int]:
     """Return a run's recipe, and how many classes it was trained to tell apart."""
     from thumbnet.runs.facts import class_names_of
-    from thumbnet.runs.find import find_run
 
-    found = find_run(args.out, args.run)
-    return found.recipe, len(class_names_of(found.path, found.recipe.data.name))
+    return run.recipe, len(class_names_of(run.path, run.recipe.data.name))
+
+
+def _run_as_dict(run: Run) -> dict[str, Any]:
+    """Return how far a run is, and its figures if it has come to its end."""
+    return {
+        "path": str(run.path),
+        "preset": run.recipe.preset,
+        "data": run.recipe.data.name,
+        "created": run.created,
+        "training": run.is_training(),
+        "saved_step": max(run.checkpoints.steps(), default=None),
+        "result": run.result,
+    }
+
+
+def _run_lines(run: Run) -> list[str]:
+    """Say the same to a person."""
+    from thumbnet.monitor.console import format_duration
+    from thumbnet.training.whole import TrainResult
+
+    told = _run_as_dict(run)
+    result, step = told["result"], told["saved_step"]
+    lines = [f"run {run.path}: preset {told['preset']}, data {told['data']}, begun {run.created[:16]} UTC"]
+    if result is not None:
+        took = format_duration(result["train_seconds"])
+        lines.append(f"trained {result['steps']:,} steps ({result['epochs']:.1f} epochs) in {took}")
+        return [*lines, str(TrainResult(run=run.path, figures=result))]
+    saved = "nothing saved yet" if step is None else f"saved up to step {step:,}"
+    if told["training"]:
+        return [*lines, f"training now, {saved}"]
+    return [*lines, f"not finished, {saved}; to go on: {run.resume_command}"]
 
 
 def _as_dict(name: str, layers: list[LayerInfo], parameters: int) -> dict[str, Any]:

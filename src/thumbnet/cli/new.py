@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thumbnet.errors import UsageError
+from thumbnet.files import expand_home
 
 # File of the project -> file in the folder `project` of this package.
 FILES = {"train.py": "train.py", "recipe.toml": "recipe.toml", "README.md": "README.md", ".gitignore": "gitignore"}
@@ -29,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the project and say what to do with it; returns the exit code."""
-    folder = Path(args.project).expanduser()
+    folder = expand_home(Path(args.project))
     written = write_project(folder)
     if args.json:
         print(json.dumps({"project": str(folder), "files": [str(path) for path in written]}))

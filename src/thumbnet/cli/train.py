@@ -137,7 +137,7 @@ def _train(args: argparse.Namespace, replicas: Replicas) -> int:
     from thumbnet.training.whole import Options, Stopped, follow, train_new, train_on
 
     if args.log_device_placement and not replicas.rank:
-        from thumbnet.cli.doctor import describe_machine, machine_lines
+        from thumbnet.monitor.machine import describe_machine, machine_lines
 
         engine.prepare(args.threads)
         note("\n".join(machine_lines(describe_machine(args.data_dir))))

@@ -4,23 +4,26 @@
     python train.py ~/flowers    pictures elsewhere, or a CSV file of paths and labels
     python train.py shapes       a built-in set, to try it out
 
-What is trained, and for how long, stands in recipe.toml.
+What is trained, and for how long, and how the pictures are prepared, stands in recipe.toml.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import thumbnet
+from thumbnet.config import load_recipe
 
 HERE = Path(__file__).resolve().parent
 
 
 def main(where: str | Path) -> None:
     """Train on the pictures there, evaluate, and predict a few."""
-    data = thumbnet.load_dataset(where, validation=0.1)
-    result = thumbnet.train(HERE / "recipe.toml", data, out=HERE / "runs")
+    recipe = load_recipe(HERE / "recipe.toml", {"data.name": str(where)})
+    data = thumbnet.load_dataset(**dataclasses.asdict(recipe.data))  # as its section [data] says
+    result = thumbnet.train(recipe, data, out=HERE / "runs")
     print(result)
 
     # How well each class is told from the others, on pictures that the network has not learnt from.
