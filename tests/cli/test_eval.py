@@ -218,9 +218,12 @@ def test_a_command_of_the_tutorial(make_run, evaluate, tmp_path):
     run = make_run(10, 20)
     results = tmp_path / "cifar10_eval"
     arguments = ["--checkpoint_dir", run.path, "--eval_dir", results, "--eval_data", "train_eval"]
-    code, stdout, stderr = evaluate(*arguments, "--num_examples", "50", "--eval_interval_secs", "60", "--run_once")
+    code, stdout, stderr = evaluate(
+        *arguments, "--num_examples", "50", "--eval_interval_secs", "60", "--run_once", "--use_fp16"
+    )
     assert (code, stdout.count("precision @ 1")) == (0, 1), stderr
     assert "step 20: the first 50 train images" in stdout
+    assert "bf16" in stdout
     assert (results / "step-00000020-train-first-50.json").exists()
 
 

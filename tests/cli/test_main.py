@@ -120,7 +120,7 @@ TUTORIAL_TRAIN = (
 )
 TUTORIAL_EVAL = (
     "eval --eval_dir /e --eval_data train_eval --checkpoint_dir /c --eval_interval_secs 60 --num_examples 100 "
-    "--run_once False"
+    "--run_once False --use_fp16"
 )
 
 
@@ -130,7 +130,7 @@ def test_the_tutorials_commands_still_parse() -> None:
     assert (getattr(parsed, "train.steps"), getattr(parsed, "input.batch_size"), parsed.devices) == (5, 64, 2)
     assert (parsed.use_fp16, parsed.log_device_placement) == (True, False)
     parsed = build_parser().parse_args(TUTORIAL_EVAL.split())
-    assert parsed.run_once is False
+    assert (parsed.run_once, parsed.use_fp16) == (False, True)
     assert (parsed.every, parsed.limit) == (60, 100)
 
 

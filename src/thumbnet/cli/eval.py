@@ -16,9 +16,11 @@ from thumbnet.cli.flags import (
     add_data_flags,
     add_engine_flags,
     add_out_flag,
+    add_use_fp16_flag,
     boolean,
     checkpoint,
     duration,
+    half_precision,
     note,
     whole_number,
 )
@@ -87,6 +89,7 @@ def add_parser(subparsers: Any) -> None:
     old.add_argument("--checkpoint_dir", metavar="RUN", help="as RUN")
     old.add_argument("--eval_data", choices=("test", "train_eval"), help="as --split test, --split train")
     old.add_argument("--run_once", type=boolean, nargs="?", const=True, metavar="BOOL", help="false: as --watch")
+    add_use_fp16_flag(old)
 
 
 def checkpoint_or_all(text: str) -> Checkpoint:
@@ -173,7 +176,8 @@ def _evaluator(args: argparse.Namespace, this_run: Run, split: Split) -> Evaluat
     weights = choose_weights(recipe, args.weights)
     if args.weights == "both" and weights == ("raw",):
         note("this run keeps no average of its weights: the raw ones are evaluated alone")
-    precision = engine.resolve_precision(args.precision or recipe.train.precision)
+    asked_for = args.precision or (half_precision() if args.use_fp16 else None)
+    precision = engine.resolve_precision(asked_for or recipe.train.precision)
     splits = load_for(this_run, split, data=args.data, data_dir=args.data_dir, offline=args.offline, note=note)
     evaluator = Evaluator(
         this_run,

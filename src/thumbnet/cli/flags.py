@@ -81,6 +81,18 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=whole_number, metavar="N", help="processor threads (every core)")
 
 
+def add_use_fp16_flag(group: argparse._ArgumentGroup) -> None:
+    """Add the tutorial's flag for half precision; `half_precision` says which that is here."""
+    group.add_argument("--use_fp16", type=boolean, nargs="?", const=True, help="half precision: bf16, or fp16 on a GPU")
+
+
+def half_precision() -> str:
+    """Return the name of the arithmetic in 16 bits that this machine's device is made for."""
+    from thumbnet import engine
+
+    return "bf16" if engine.device().type == "cpu" else "fp16"
+
+
 def whole_number(text: str) -> int:
     """Parse a whole number of 1 or more; argparse turns the error into a usage error."""
     try:

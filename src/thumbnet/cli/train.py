@@ -13,8 +13,10 @@ from thumbnet.cli.flags import (
     add_data_flags,
     add_engine_flags,
     add_out_flag,
+    add_use_fp16_flag,
     boolean,
     duration,
+    half_precision,
     note,
     setting,
     whole_number,
@@ -104,7 +106,7 @@ def add_parser(subparsers: Any) -> None:
         help="restarts from the last checkpoint when one dies (3)",
     )
     old = parser.add_argument_group("names of 2015")
-    old.add_argument("--use_fp16", type=boolean, nargs="?", const=True, help="half precision: bf16, or fp16 on a GPU")
+    add_use_fp16_flag(old)
     old.add_argument("--log_device_placement", type=boolean, nargs="?", const=True, help="as `thumbnet doctor`")
 
 
@@ -184,9 +186,7 @@ def overrides_of(args: argparse.Namespace) -> dict[str, object]:
     if args.skip_bad:
         overrides["data.skip_bad"] = True
     if args.use_fp16:
-        from thumbnet import engine
-
-        overrides.setdefault("train.precision", "bf16" if engine.device().type == "cpu" else "fp16")
+        overrides.setdefault("train.precision", half_precision())
     if args.checkpoint_every:
         overrides |= _checkpoint_interval(args.checkpoint_every)
     return overrides | dict(args.set)
