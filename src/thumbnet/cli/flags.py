@@ -86,7 +86,7 @@ def add_use_fp16_flag(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--use_fp16", type=boolean, nargs="?", const=True, help="half precision: bf16, or fp16 on a GPU")
 
 
-def half_precision() -> str:
+def half_precision() -> Literal["bf16", "fp16"]:
     """Return the name of the arithmetic in 16 bits that this machine's device is made for."""
     from thumbnet import engine
 
