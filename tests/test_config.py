@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thumbnet.config import (
+    DataConfig,
     Recipe,
     load_preset,
     load_recipe,
@@ -177,3 +178,8 @@ def test_any_recipe_survives_dictionaries_and_toml(
     recipe = recipe_from_dict(values)
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
     assert recipe_from_dict(tomllib.loads(tomli_w.dumps(recipe_to_dict(recipe)))) == recipe
+
+
+@pytest.mark.parametrize(("validation", "count"), [(0.0, 0), (0.1, 100), (0.0001, 1), (1.0, 1), (50.0, 50)])
+def test_a_share_for_validation_is_a_picture_at_least(validation: float, count: int) -> None:
+    assert DataConfig(validation=validation).validation_count(1000) == count

@@ -161,7 +161,7 @@ def train(
 def evaluate(
     run: RunLike | None = None,
     *,
-    split: Split = "test",
+    split: Split | None = None,
     checkpoint: Which = "latest",
     weights: Weights | None = None,
     data: PathLike | None = None,
@@ -178,7 +178,7 @@ def evaluate(
 
     Args:
         run: None for the newest in `out`.
-        split: test, val or train.
+        split: test, val or train; None for test, or where there are no test images what comes closest.
         checkpoint: the newest, the best by validation, or that of a step.
         weights: average or raw; None for the averaged ones where the run has them.
         data: where the pictures are now, or others of the same classes.
@@ -205,7 +205,7 @@ def evaluate(
     engine.prepare(threads)
     tell = _teller(quiet)
     found, checkpoint = _find(run, out, checkpoint)
-    splits = load_for(
+    splits, split = load_for(
         found,
         split,
         data=None if data is None else os.fspath(data),

@@ -40,7 +40,9 @@ class DataConfig:
 
     def validation_count(self, available: int) -> int:
         """Return how many of the training images available are to be carved out for validation."""
-        return round(self.validation * available) if self.validation < 1 else int(self.validation)
+        if 0 < self.validation < 1:
+            return max(round(self.validation * available), 1)
+        return int(self.validation)
 
 
 @dataclass(frozen=True, kw_only=True)

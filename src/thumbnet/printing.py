@@ -8,6 +8,12 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def shortened(text: str, longest: int) -> str:
+    """Return a printable text of at most `longest` letters; a longer one ends in an ellipsis."""
+    text = printable(text)
+    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 def width_of(text: str) -> int:
     """Return how many cells of a terminal a text takes: an East Asian letter has two."""
     from rich.cells import cell_len

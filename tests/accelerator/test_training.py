@@ -165,7 +165,7 @@ def test_goes_back_to_the_last_line_before_a_figure_that_is_not_finite(
     train(recipe)
     clean = Run.open(sorted(tmp_path.iterdir())[-1])
     blow_up(monkeypatch, 5)
-    message = r"step 6: Model diverged with loss = NaN\nthe weights are again those of step 4"
+    message = r"step 7: Model diverged with loss = NaN\nthe weights are again those of step 4"
     with pytest.raises(DivergedError, match=message):
         train(recipe)
     broken = Run.open(sorted(tmp_path.iterdir())[-1])
@@ -178,7 +178,7 @@ def test_a_checkpoint_in_between_looks_at_the_figures_first(
     accelerator: Any, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blow_up(monkeypatch, 2)
-    with pytest.raises(DivergedError, match=r"step 3: .*\n.* those of step 2"):
+    with pytest.raises(DivergedError, match=r"step 4: .*\n.* those of step 2"):
         train(recipe_of("classic", train__checkpoint_every_steps=2))
     run = Run.open(next(tmp_path.iterdir()))
     assert run.checkpoints.steps() == [0, 2]

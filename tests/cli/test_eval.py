@@ -214,6 +214,24 @@ def test_watch_of_a_run_that_has_ended(make_run, evaluate):
     assert [json.loads(line)["step"] for line in stdout.splitlines()] == [10, 20]
 
 
+def test_a_watcher_that_comes_first_waits_for_the_run(make_run, evaluate, monkeypatch):
+    monkeypatch.setattr("thumbnet.cli.eval.time.sleep", lambda _: make_run(10, name="late"))
+    code, stdout, stderr = evaluate("late", "--watch")
+    assert (code, stdout.count("precision @ 1")) == (0, 1), stderr
+    assert stderr.count("waiting for it to begin") == 1
+    assert evaluate("later")[0] == 2
+
+
+def test_without_test_images_the_validation_split_is_evaluated(make_run, evaluate, shapes, monkeypatch):
+    make_run(10, **{"data.validation": 40})
+    without = Splits(train=shapes.train, validation=shapes.validation, test=None)
+    monkeypatch.setattr("thumbnet.evaluation.evaluator.load_splits", lambda *_, **__: without)
+    code, stdout, stderr = evaluate("--no-plots")
+    assert (code, "step 10: 40 val images" in stdout) == (0, True)
+    assert "has no test images: evaluating its val split" in stderr
+    assert evaluate("--split", "test")[0] == 2
+
+
 def test_a_command_of_the_tutorial(make_run, evaluate, tmp_path):
     run = make_run(10, 20)
     results = tmp_path / "cifar10_eval"

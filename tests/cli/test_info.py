@@ -39,8 +39,8 @@ def test_a_run_says_how_it_went(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run = Run.create(tmp_path, recipe, "mine")
     assert main(["info", "mine", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(f"run {run.path}: preset classic, data shapes, begun {run.created[:16]} UTC\nnot finished")
-    assert f"nothing saved yet; to go on: thumbnet train --resume {run.path}\n" in shown
+    assert shown.startswith(f"run {run.path}: preset classic, data shapes, begun {run.created[:16]} UTC\n")
+    assert "\nended before anything was saved: start a new run\n" in shown
     assert "classic, input 3x24x24" in shown
     with run.lock():
         assert main(["info", "mine", "--out", str(tmp_path)]) == 0

@@ -130,3 +130,8 @@ def test_closed_folders(tmp_path, recipe):
     finally:
         theirs.path.parent.chmod(0o700)
         theirs.path.chmod(0o700)
+
+
+def test_the_folder_of_its_checkpoints_names_a_run(tmp_path, recipe):
+    run = Run.create(tmp_path, recipe, name="mine")
+    assert find_checkpoint(tmp_path, str(run.path / "checkpoints"))[0].path == run.path

@@ -202,6 +202,17 @@ def test_a_damaged_one_that_was_fallen_back_from_is_neither_newest_nor_best(tmp_
     assert resumed.best_step() == 20
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_no_other_passes_for_a_best_one_that_is_incomplete(tmp_path, make_checkpoint, name):
+    store = CheckpointStore(tmp_path)
+    for step, metric in ((10, 0.5), (20, 0.9), (30, 0.4)):
+        store.save(make_checkpoint(step), metric)
+    (tmp_path / "step-00000020" / name).unlink()
+    with pytest.raises(CheckpointError, match=r"step-00000020.*\nit may have been the best"):
+        store.path("best")
+    assert store.path("latest").name == "step-00000030"
+
+
 def test_one_that_is_saved_anew_counts_again(tmp_path, make_checkpoint):
     store = CheckpointStore(tmp_path, keep=1)
     for step in (10, 20):

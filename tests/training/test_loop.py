@@ -95,6 +95,15 @@ def test_resuming_without_a_checkpoint_is_an_error(train: Train, recipe: Recipe,
         train(run, resume=True)
 
 
+def test_the_loss_is_of_the_weights_before_the_update(train: Train, recipe: Recipe, tmp_path: Path) -> None:
+    losses = []
+    for rate in (1e-6, 10.0):
+        run = Run.create(tmp_path, changed(recipe, optimizer__learning_rate=rate, train__steps=1), f"rate-{rate}")
+        train(run)
+        losses.append(run.read_metrics()[0]["loss"])
+    assert losses[0] == losses[1]
+
+
 def test_divergence_stops_with_the_weights_before_it_saved(train: Train, recipe: Recipe, tmp_path: Path) -> None:
     run = Run.create(tmp_path, changed(recipe, optimizer__learning_rate=1e30), "run")
     with pytest.raises(DivergedError, match=r"step \d+: Model diverged"):

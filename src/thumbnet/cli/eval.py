@@ -8,6 +8,7 @@ import datetime
 import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 Checkpoint = Literal["latest", "best", "all"] | int
 
-EVERY_S = 300.0
+EVERY_S, FIND_EVERY_S = 300.0, 5.0
 """Seconds between looks for new checkpoints, as in the tutorial."""
 
 
@@ -112,10 +113,9 @@ def run(args: argparse.Namespace) -> int:
 
     from thumbnet import engine
     from thumbnet.evaluation.watch import watch
-    from thumbnet.runs.find import find_checkpoint
 
     engine.prepare(args.threads)
-    this_run, step = find_checkpoint(args.out, args.run or args.checkpoint_dir)
+    this_run, step = _find_run(args, watching=watching)
     if step is not None and (args.checkpoint is not None or watching):
         name = args.run or args.checkpoint_dir
         raise UsageError(f"{name} is one checkpoint: name its run, {this_run.path}, to watch it or to choose another")
@@ -154,8 +154,8 @@ def wants_watch(args: argparse.Namespace) -> bool:
     return watching
 
 
-def chosen_split(args: argparse.Namespace) -> Split:
-    """Return the split, by its name of now or of 2015.
+def chosen_split(args: argparse.Namespace) -> Split | None:
+    """Return the split that is asked for, by its name of now or of 2015.
 
     Raises:
         UsageError: the two disagree.
@@ -164,10 +164,27 @@ def chosen_split(args: argparse.Namespace) -> Split:
     old = by_old_name[args.eval_data]
     if old and args.split and old != args.split:
         raise UsageError(f"--split {args.split} and --eval_data {args.eval_data}: give one of the two")
-    return args.split or old or "test"
+    return args.split or old
 
 
-def _evaluator(args: argparse.Namespace, this_run: Run, split: Split) -> Evaluator:
+def _find_run(args: argparse.Namespace, *, watching: bool) -> tuple[Run, int | None]:
+    """Return the run, and the step if one of its checkpoints was named; to watch a run, wait for it to begin."""
+    from thumbnet.runs.find import find_checkpoint
+
+    waiting = False
+    while True:
+        try:
+            return find_checkpoint(args.out, args.run or args.checkpoint_dir)
+        except UsageError as error:
+            if not watching:
+                raise
+            if not waiting:
+                note(f"{error}\nwaiting for it to begin; Ctrl-C ends")
+            waiting = True
+        time.sleep(min(args.every or EVERY_S, FIND_EVERY_S))
+
+
+def _evaluator(args: argparse.Namespace, this_run: Run, split: Split | None) -> Evaluator:
     """Load the data and build the network of a run."""
     from thumbnet import engine
     from thumbnet.evaluation.evaluator import Evaluator, choose_weights, load_for
@@ -178,7 +195,7 @@ def _evaluator(args: argparse.Namespace, this_run: Run, split: Split) -> Evaluat
         note("this run keeps no average of its weights: the raw ones are evaluated alone")
     asked_for = args.precision or (half_precision() if args.use_fp16 else None)
     precision = engine.resolve_precision(asked_for or recipe.train.precision)
-    splits = load_for(this_run, split, data=args.data, data_dir=args.data_dir, offline=args.offline, note=note)
+    splits, split = load_for(this_run, split, data=args.data, data_dir=args.data_dir, offline=args.offline, note=note)
     evaluator = Evaluator(
         this_run,
         splits,

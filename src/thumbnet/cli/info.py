@@ -115,6 +115,8 @@ def _run_lines(run: Run) -> list[str]:
     saved = "nothing saved yet" if step is None else f"saved up to step {step:,}"
     if told["training"]:
         return [*lines, f"training now, {saved}"]
+    if step is None:
+        return [*lines, "ended before anything was saved: start a new run"]
     return [*lines, f"not finished, {saved}; to go on: {run.resume_command}"]
 
 

@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         # SIGTERM comes as a KeyboardInterrupt that carries its exit code.
         code = interrupt.args[0] if interrupt.args else EXIT_INTERRUPTED
-        print("thumbnet: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several replicas, one tells
+            print("thumbnet: interrupted", file=sys.stderr)
     except BrokenPipeError:
         # The reader of our output has gone (`thumbnet info | head`): nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes at its end

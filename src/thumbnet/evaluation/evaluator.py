@@ -75,6 +75,13 @@ def choose_weights(recipe: Recipe, requested: Literal["average", "raw", "both"])
     return ("raw",)
 
 
+def usual_split(splits: Splits) -> Split:
+    """Return the split that tells most of what a network does with new pictures: of test, validation and training."""
+    if splits.test is not None:
+        return "test"
+    return "train" if splits.validation is None else "val"
+
+
 def choose_examples(splits: Splits, split: Split, limit: int | None = None) -> ImageDataset:
     """Return the first `limit` examples of a split, or all of them.
 
@@ -94,18 +101,18 @@ def choose_examples(splits: Splits, split: Split, limit: int | None = None) -> I
 
 def load_for(
     run: Run,
-    split: Split,
+    split: Split | None,
     *,
     data: str | None = None,
     data_dir: Path | None = None,
     offline: bool = False,
     note: Callable[[str], None] = lambda _: None,
-) -> Splits:
-    """Return the data to evaluate a run on.
+) -> tuple[Splits, Split]:
+    """Return the data to evaluate a run on, and which split of it.
 
     Args:
         run: the run.
-        split: the part that is going to be evaluated.
+        split: the part that is asked for; None for the test images, or where there are none what comes closest.
         data: another name or path than that of the run: its pictures were moved, or others are to be looked at.
         data_dir: where data sets are kept; None for where the run had them, or else the user's cache folder.
         offline: never touch the network.
@@ -118,9 +125,15 @@ def load_for(
     config = run.recipe.data
     if data is not None:
         config = dataclasses.replace(config, name=data)
-        if split == "test":  # what was kept for validation does not matter, and other data may not allow it
+        if split in ("test", None):  # what was kept for validation does not matter, and other data may not allow it
             config = dataclasses.replace(config, validation=0.0)
-    return load_splits(config, data_dir=data_dir or run.data_dir, offline=offline, note=note)
+    splits = load_splits(config, data_dir=data_dir or run.data_dir, offline=offline, note=note)
+    if split is not None:
+        return splits, split
+    split = usual_split(splits)
+    if split != "test":
+        note(f"{splits.train.name} has no test images: evaluating its {split} split")
+    return splits, split
 
 
 class Evaluator:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from thumbnet.evaluation.metrics import Metrics
 from thumbnet.evaluation.plots import empty_figure, png_of
-from thumbnet.printing import printable
+from thumbnet.printing import shortened
 
 if TYPE_CHECKING:
     from thumbnet.data.dataset import ImageDataset
 
 GALLERY = (4, 8)
 """Rows and columns of the gallery."""
-_LONGEST_NAME = 15
+_LONGEST_NAME = 12
+"""Letters that, with the percentage after them, are as wide as a picture."""
 
 
 def mistakes_csv(metrics: Metrics, dataset: ImageDataset) -> str:
@@ -55,12 +56,7 @@ def gallery_png(metrics: Metrics, dataset: ImageDataset, title: str) -> bytes:
     for number, (axes, image_HWC) in enumerate(zip(panels, images_NHWC, strict=False)):
         axes.imshow(image_HWC, cmap="gray")
         pair = mistakes.labels[number], mistakes.predicted[number]
-        label, predicted = (_short(metrics.per_class[index].name) for index in pair)
+        label, predicted = (shortened(metrics.per_class[index].name, _LONGEST_NAME) for index in pair)
         heading = f"{label} \N{RIGHTWARDS ARROW}\n{predicted} {100 * mistakes.confidence[number]:.0f} %"
         axes.set_title(heading, fontsize=8, pad=3, parse_math=False)
     return png_of(figure)
-
-
-def _short(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"

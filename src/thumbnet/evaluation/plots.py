@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thumbnet.evaluation.metrics import CALIBRATION_BINS, Metrics, Weights
-from thumbnet.printing import printable
+from thumbnet.printing import printable, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ BLUE, ORANGE, INK, MUTED, GRID = "#2a6f97", "#e07a3f", "#1f2933", "#7b8794", "#e
 COLORS: dict[Weights, str] = {"average": BLUE, "raw": ORANGE}
 _MANY_CLASSES = 25
 """With more classes than this, numbers in the confusion matrix would be too small to read, and names get small."""
+_LONGEST_NAME = 40
 MOST_NAMES = 200
 """With more classes than this, plots would grow past any screen, so they show no more names."""
 
@@ -43,7 +44,7 @@ def confusion_png(metrics: Metrics, title: str) -> bytes:
     if few:
         _number_cells(axes, metrics.confusion, share_CC)
     if named:
-        _name_cells(axes, [printable(entry.name) for entry in metrics.per_class], few=few)
+        _name_cells(axes, [shortened(entry.name, _LONGEST_NAME) for entry in metrics.per_class], few=few)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
@@ -115,7 +116,9 @@ def classes_png(metrics: Mapping[Weights, Metrics], title: str) -> bytes:
     for row, value in zip(rows, f1, strict=True):
         axes.annotate(f"{value:.3f}", (1, row), color=INK, **beside)
     axes.annotate("F1", (1, -0.85), color=MUTED, **beside)
-    axes.set_yticks(rows, [printable(entry.name) for entry in entries], fontsize=10 if few else 7, parse_math=False)
+    axes.set_yticks(
+        rows, [shortened(entry.name, _LONGEST_NAME) for entry in entries], fontsize=10 if few else 7, parse_math=False
+    )
     axes.set_xlim(0, 1)
     axes.set_ylim(len(order) - 0.4, -1.15)
     axes.grid(axis="x", color=GRID)

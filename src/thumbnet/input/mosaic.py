@@ -10,12 +10,15 @@ from thumbnet.config import DistortConfig
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.input.distort import distort as distort_batch
 from thumbnet.input.distort import draw
+from thumbnet.printing import shortened
 
 TILE = 96
 """Side of a picture in the mosaic, in pixels; 24x24 and 32x32 fill it exactly."""
 SHOWN_DEVIATIONS = 2.5
 """A standardized picture is shown from this many deviations below its mean to as many above."""
 _GAP, _MARGIN, _LABEL_WIDTH, _HEADER = 8, 28, 176, 112
+_LONGEST_NAME, _LONGEST_KEY = 17, 26
+"""Letters of a class and of a picture's key that fit into that width."""
 _PAPER, _INK, _GREY, _RULE = (250, 250, 248), (28, 28, 30), (125, 125, 130), (222, 222, 220)
 
 
@@ -67,8 +70,9 @@ def draw_mosaic(
     for place, example in enumerate(chosen):
         left = _MARGIN + place // rows * (card + _MARGIN)
         top = _HEADER + place % rows * (TILE + _GAP)
-        _text(pen, (left, top + 30), dataset.class_names[labels[place]].replace("_", " "), 18, _INK)
-        _text(pen, (left, top + 54), dataset.key(int(example)), 12, _GREY)
+        _text(pen, (left, top + 30), shortened(dataset.class_names[labels[place]], _LONGEST_NAME), 18, _INK)
+        key = dataset.key(int(example))
+        _text(pen, (left, top + 54), key if len(key) <= _LONGEST_KEY else f"…{key[1 - _LONGEST_KEY :]}", 12, _GREY)
         left += _LABEL_WIDTH
         _paste(page, images_NHWC[place], left, top)
         left += TILE + 2 * _GAP

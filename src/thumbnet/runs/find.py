@@ -50,6 +50,8 @@ def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | Non
         step = re.fullmatch(r"step-(\d+)", checkpoint.name)
         if step and _is_run(checkpoint.parent.parent):
             return Run.open(checkpoint.parent.parent), int(step[1])
+        if checkpoint.name == "checkpoints" and _is_run(checkpoint.parent):
+            return Run.open(checkpoint.parent), None
         if names := _run_names(path):
             return _newest(path, names), None
     raise UsageError(f"there is no run '{name_or_path}' in {out}{_alternatives(name_or_path, _run_names(out))}")

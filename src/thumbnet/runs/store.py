@@ -96,7 +96,9 @@ class CheckpointStore:
                 f"{self.folder}: none of the {len(tried)} checkpoints can be used, all are damaged or not complete\n"
                 "Restore one from a backup, or start again with a new run"
             )
-        raise CheckpointError(f"{self.folder}: there is no checkpoint yet: wait for the first, or start a new run")
+        raise CheckpointError(
+            f"{self.folder}: there is no checkpoint yet: wait for the first, or, if nothing trains, start a new run"
+        )
 
     def path(self, which: Literal["latest", "best"] | int) -> Path:
         """Return the folder of the newest, the best or a given step's checkpoint; its digests are not checked yet.
@@ -110,6 +112,7 @@ class CheckpointStore:
         if which == "latest":
             return self._path(steps[-1])
         if which == "best":
+            self._insist_all_have_metrics()
             best = self.best_step()
             if best is None:
                 raise CheckpointError(
@@ -120,6 +123,19 @@ class CheckpointStore:
         if which not in steps:
             raise CheckpointError(f"{self.folder}: there is no checkpoint of step {which} - there are: {steps}")
         return self._path(which)
+
+    def _insist_all_have_metrics(self) -> None:
+        """Raise `CheckpointError` where it cannot be told which checkpoint was best: another must not pass for it."""
+        for step in self._folders():
+            path = self._path(step)
+            try:
+                read_manifest(path)
+                missing = missing_files(path)
+                trouble = f"{path}: {', '.join(missing)} missing" if missing else ""
+            except CheckpointError as error:
+                trouble = str(error)
+            if trouble and path.exists():  # one that a training deletes meanwhile is none
+                raise CheckpointError(f"{trouble}\nit may have been the best: name another by its step, or the latest")
 
     def _path(self, step: int) -> Path:
         return self.folder / folder_name(step)

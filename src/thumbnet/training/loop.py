@@ -83,6 +83,7 @@ class Training:
         # since the last time, and the state as it was then.
         self._defers = device().type != "cpu"
         self._unread: list[Tensor] = []
+        self._decay_terms: dict[str, Tensor] = {}
         self._kept: Checkpoint | None = None
         self._decays = [f"decay_{name}" for name in decay_terms(state.model, run.recipe.optimizer.weight_decay)]
         self._spikes = SpikeDetector()
@@ -139,14 +140,14 @@ class Training:
                         self._narrator.before_step()
                     batch = next(batches)
                     rate = self._set_rate()
-                    with self._watched(batch) as before_update:
+                    with self._watched(batch) as look:
                         result = train_step(
                             state,
                             batch,
                             check=self._check,
                             precision=self.precision,
                             label_smoothing=recipe.train.label_smoothing,
-                            before_update=before_update,
+                            before_update=functools.partial(self._before_update, look),
                             team=self.team,
                         )
                     self._after_step(result, rate, self.team.waited(batches.wait_s))
@@ -199,13 +200,18 @@ class Training:
             yield functools.partial(summaries.parameters, step, model)
         summaries.images(step, batch.images)
 
+    def _before_update(self, look: Callable[[], None] | None) -> None:
+        """Take what the loss holds beside the cross-entropy, of the same weights, and summarize where that is due."""
+        self._decay_terms = decay_terms(self.state.model, self.recipe.optimizer.weight_decay)
+        if look:
+            look()
+
     def _after_step(self, result: StepResult, rate: float, wait_s: float) -> None:
         """Record a step, and do what is due after it."""
         state, train = self.state, self.recipe.train
         state.train_s = self.team.seconds()
         self._over = self._done() == 1
-        terms = decay_terms(state.model, self.recipe.optimizer.weight_decay)
-        self._unread.append(torch.hstack([result.figures, *terms.values()]))
+        self._unread.append(torch.hstack([result.figures, *self._decay_terms.values()]))
         # By recipe and step alone, so that all replicas look at the same figures: only the first one writes them.
         summary = train.summary_every and (state.step - 1) % train.summary_every == 0
         # The first step has a line as in the tutorial, so that one sees at once that it runs.
@@ -234,7 +240,7 @@ class Training:
         self._unread = []
         for step, (loss, accuracy, norm, *decays) in enumerate(rows, self.state.step - len(rows)):
             if self._kept is not None:
-                check_late(step, loss, norm, self._kept.step)
+                check_late(step + 1, loss, norm, self._kept.step)
             losses = {"cross_entropy": loss} | dict(zip(self._decays, decays, strict=True))
             losses["total"] = sum(losses.values())
             smooth(self.state.smoothed, losses)

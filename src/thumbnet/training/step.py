@@ -77,7 +77,7 @@ def train_step(
         torch._foreach_mul_(gradients, 1 / precision.loss_scale)
     figures = check.measure(whole.loss, whole.accuracy)
     if figures.device.type == "cpu":
-        check.check(state.step, figures)
+        check.check(state.step + 1, figures)
     if before_update:
         before_update()
     state.optimizer.step()

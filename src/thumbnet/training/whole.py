@@ -237,19 +237,24 @@ def _train(
                 raise DivergedError(f"{error}\nrun: {run.path}") from error
         if outcome.stopped_by:
             anywhere = ", on any number of devices" if replicas.count > 1 else ""
-            console.note(f"stopped at step {outcome.steps}, saved; to go on{anywhere}: {run.resume_command}")
+            console.note(f"stopped at step {outcome.steps}, saved; to go on{anywhere}: {_resume_command(run, options)}")
             raise Stopped(run.path, outcome.steps, 128 + outcome.stopped_by)
         try:
             if stop.requested:  # in the last step or its save, when the loop looks no more
                 raise KeyboardInterrupt(128 + stop.requested)
             figures = conclude(training, outcome, start_seconds[0], look_at_test=options.look_at_test)
         except KeyboardInterrupt:
-            console.note(f"stopped in the final evaluation, all steps are saved; to go on: {run.resume_command}")
+            console.note(f"stopped after the last step, all are saved; to go on: {_resume_command(run, options)}")
             raise
         console.note(_speed_line(outcome, figures))
         if not replicas.rank and (best := _best_line(run)):
             console.note(best)
     return TrainResult(run=run.path, figures=figures)
+
+
+def _resume_command(run: Run, options: Options) -> str:
+    """Return the command that goes on, without a look at the test set where none was to be taken."""
+    return run.resume_command + ("" if options.look_at_test else " --no-test")
 
 
 @contextlib.contextmanager
