@@ -82,7 +82,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(
     average = {name: tensor.clone() for name, tensor in state.average.state().items()}
     poisoned = Batch(images=batch.images.clone(), labels=batch.labels, indices=batch.indices)
     poisoned.images[3, 1, 5, 5] = value
-    with pytest.raises(DivergedError, match="step 2"):
+    with pytest.raises(DivergedError, match="step 3"):
         train_step(state, poisoned, check=GradientCheck(state.model), precision=precision)
     assert state.step == step
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(state).items())
@@ -104,7 +104,7 @@ def test_a_refused_step_leaves_the_statistics_of_batch_normalization(recipe: Rec
     train_step(state, batch, check=check, precision=FP32)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     poisoned = Batch(images=batch.images * math.nan, labels=batch.labels, indices=batch.indices)
-    with pytest.raises(DivergedError, match="step 1"):
+    with pytest.raises(DivergedError, match="step 2"):
         train_step(state, poisoned, check=check, precision=FP32)
     assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
 
@@ -114,7 +114,7 @@ def test_statistics_that_overflow_refuse_a_step_whose_loss_is_finite(batch: Batc
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     state = TrainingState(model=network, optimizer=optimizer, average=None)
     huge = Batch(images=batch.images * 1e25, labels=batch.labels, indices=batch.indices)
-    with pytest.raises(DivergedError, match=r"step 0: .* 0\.running_var of batch normalization not finite \(loss = \d"):
+    with pytest.raises(DivergedError, match=r"step 1: .* 0\.running_var of batch normalization not finite \(loss = \d"):
         train_step(state, huge, check=GradientCheck(network), precision=FP32)
     assert torch.equal(network.get_buffer("0.running_var"), torch.ones(3))
 
