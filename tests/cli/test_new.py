@@ -5,8 +5,9 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,20 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def run_script(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """Run the project's script; returns what it printed."""
+
+    def run(*arguments: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        runpy.run_path(str(project / "train.py"), run_name="__main__")
+        return capsys.readouterr()
+
+    return run
+
+
 def test_what_is_written(project: Path):
     files = {str(path.relative_to(project)) for path in project.rglob("*")}
     assert files == {"train.py", "recipe.toml", "README.md", ".gitignore", "pictures", "pictures/.gitkeep"}
@@ -53,18 +68,14 @@ def test_the_recipe_is_quick_with_smaller_batches(project: Path):
 
 
 @pytest.mark.usefixtures("_small")
-def test_it_runs_as_written_on_pictures(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_it_runs_as_written_on_pictures(project: Path, run_script: Callable[..., Any]):
     rng = np.random.default_rng(0)
     for name, colour in (("daisy", (230, 220, 40)), ("tulip", (200, 20, 60))):
         (project / "pictures" / name).mkdir()
         for number in range(20):
             pixels = np.clip(np.array(colour) + rng.integers(-40, 40, (40, 36 + number, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(project / "pictures" / name / f"{number}.jpg")
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    runpy.run_path(str(project / "train.py"), run_name="__main__")
-    output = capsys.readouterr()
+    output = run_script()
     assert "test accuracy, average weights:  100.00 %" in output.out
     assert "daisy            precision 100%, recall 100%, 2 pictures" in output.out
     assert "tulip: looks like tulip" in output.out
@@ -75,7 +86,7 @@ def test_it_runs_as_written_on_pictures(
 
 @pytest.mark.usefixtures("_small")
 def test_splits_of_ones_own_and_the_size_in_the_recipe(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, run_script: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ):
     rng = np.random.default_rng(0)
     for split, count in (("train", 50), ("val", 30), ("test", 10)):
@@ -87,9 +98,7 @@ def test_splits_of_ones_own_and_the_size_in_the_recipe(
     recipe = project / "recipe.toml"
     text = recipe.read_text().replace("image_size = 32", "image_size = 48").replace("crop = 32", "crop = 42")
     recipe.write_text(text.replace("epochs = 20", "epochs = 2"))
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    runpy.run_path(str(project / "train.py"), run_name="__main__")
-    output = capsys.readouterr()
+    output = run_script()
     assert "100 images to train on, 60 for validation" in output.err
     assert "dark             precision" in output.out
     assert "network speed" in output.err
@@ -101,12 +110,10 @@ def test_splits_of_ones_own_and_the_size_in_the_recipe(
 
 
 @pytest.mark.usefixtures("_small")
-def test_it_runs_on_the_shapes(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_it_runs_on_the_shapes(project: Path, run_script: Callable[..., Any]):
     recipe = project / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("epochs = 20", "epochs = 2"))
-    monkeypatch.setattr(sys, "argv", ["train.py", "shapes"])
-    runpy.run_path(str(project / "train.py"), run_name="__main__")
-    output = capsys.readouterr()
+    output = run_script("shapes")
     assert "test accuracy, raw weights:" in output.out
     assert output.out.count("looks like") == 5
 

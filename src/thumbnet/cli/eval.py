@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 Checkpoint = Literal["latest", "best", "all"] | int
 
-EVERY_S, FIND_EVERY_S = 300.0, 5.0
+EVERY_S = 300.0
 """Seconds between looks for new checkpoints, as in the tutorial."""
+FIND_EVERY_S = 5.0
+"""Seconds between looks for a run that has yet to begin."""
 
 
 def add_parser(subparsers: Any) -> None:

@@ -25,8 +25,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as usual, with the subcommand that is meant put in where flags, or nothing, stand in its place."""
-        if self.usual_part and args is not None and (not args or args[0].startswith("-")):
-            args = args if {"-h", "--help"} & set(args[:1]) else [self.usual_part, *args]
+        named = args and (not args[0].startswith("-") or args[0] in ("-h", "--help"))
+        if self.usual_part and args is not None and not named:
+            args = [self.usual_part, *args]
         return super().parse_known_args(args, namespace)
 
     def flags(self) -> list[str]:

@@ -22,6 +22,7 @@ COLORS: dict[Weights, str] = {"average": BLUE, "raw": ORANGE}
 _MANY_CLASSES = 25
 """With more classes than this, numbers in the confusion matrix would be too small to read, and names get small."""
 _LONGEST_NAME = 40
+"""Letters of a class's name, whatever the plot: longer ones would leave no room for it."""
 MOST_NAMES = 200
 """With more classes than this, plots would grow past any screen, so they show no more names."""
 

@@ -60,7 +60,7 @@ class GradientCheck:
         """Refuse a step whose figures are not finite; call it before the update, which it waits for.
 
         Args:
-            step: number of the step, for the message.
+            step: number of the step, from 1 as step lines count them, for the message.
             figures: from `measure`; a norm that overflowed is put right.
 
         Raises:
@@ -108,7 +108,7 @@ def check_late(step: int, loss: float, norm: float, kept_step: int) -> None:
     """Refuse a step whose figures are read after its update.
 
     Args:
-        step: number of the step.
+        step: number of the step, from 1.
         loss: its loss.
         norm: its gradient norm; one that overflows float32 counts as not finite here.
         kept_step: where the training can go back to.

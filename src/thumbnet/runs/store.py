@@ -112,7 +112,7 @@ class CheckpointStore:
         if which == "latest":
             return self._path(steps[-1])
         if which == "best":
-            self._insist_all_have_metrics()
+            self._insist_best_is_known()
             best = self.best_step()
             if best is None:
                 raise CheckpointError(
@@ -124,8 +124,8 @@ class CheckpointStore:
             raise CheckpointError(f"{self.folder}: there is no checkpoint of step {which} - there are: {steps}")
         return self._path(which)
 
-    def _insist_all_have_metrics(self) -> None:
-        """Raise `CheckpointError` where it cannot be told which checkpoint was best: another must not pass for it."""
+    def _insist_best_is_known(self) -> None:
+        """Raise `CheckpointError` if a checkpoint is not complete: it may have been the best."""
         for step in self._folders():
             path = self._path(step)
             try:
