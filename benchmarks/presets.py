@@ -9,7 +9,8 @@ plain eager PyTorch, channels-last, with the same allocator settings. Each prese
 
 A preset that trains for an hour need not have all its seeds in one sitting, nor one after the other: `--add` keeps the
 runs that its file has in the end. Accuracies are of all of them, times of those that had the most threads; steps and
-limit are measured anew, which is all that `--add --seeds 0` does.
+limit are measured anew, which is all that `--add --seeds 0` does. With `--runs DIR` the runs are kept there, and one
+that was interrupted goes on from its last checkpoint when the same command is given again.
 
 As on a processor without bf16 and AVX-512:
 
@@ -19,6 +20,7 @@ As on a processor without bf16 and AVX-512:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -43,6 +45,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each preset, seeds 0, 1, ... (3)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them (0)")
     parser.add_argument("--add", action="store_true", help="keep the runs of the file that is there, of other seeds")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="keep the runs there, and go on with those that are")
     parser.add_argument("--data-dir", type=Path, help="where the data is kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--measure-step", metavar="PRESET", help=argparse.SUPPRESS)  # the subprocess
@@ -87,7 +90,7 @@ def benchmark(preset: str, args: argparse.Namespace, path: Path) -> dict[str, An
             found.append(step_apart(preset, kernels=engine_name == "kernels"))
     new = []
     for seed in seeds_of(args):
-        new.append(train(preset, seed, args.data_dir))
+        new.append(train(preset, seed, args.data_dir, args.runs))
         print(f"{preset}, seed {seed}: {json.dumps(new[-1]['test'])}, {new[-1]['train_seconds']:.1f} s", flush=True)
     # Read now, not before: other seeds may have been trained meanwhile, on another core.
     runs = sorted([*earlier_runs(path, args), *new], key=lambda run: int(run["seed"]))
@@ -129,17 +132,36 @@ def benchmark(preset: str, args: argparse.Namespace, path: Path) -> dict[str, An
     }
 
 
-def train(preset: str, seed: int, data_dir: Path | None) -> dict[str, Any]:
-    """Train one seed and return its result."""
-    from thumbnet import engine
+def train(preset: str, seed: int, data_dir: Path | None, runs: Path | None) -> dict[str, Any]:
+    """Train one seed, or what an interruption has left of it, and return its result."""
+    from thumbnet.runs.run import Run
 
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "thumbnet.cli.main", "train", "--preset", preset, "--seed", str(seed)]
-        command += ["--json", "--out", folder, *(["--data-dir", str(data_dir)] if data_dir else [])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout)
+    with tempfile.TemporaryDirectory() as cleared:
+        path = (runs or Path(cleared)) / f"{preset}-{seed}"
+        command = [sys.executable, "-m", "thumbnet.cli.main", "train", "--json"]
+        command += ["--data-dir", str(data_dir)] if data_dir else []
+        if path.exists():
+            insist_same_recipe(path, preset, seed)
+            command += ["--resume", str(path)]
+        else:
+            command += ["--preset", preset, "--seed", str(seed), "--out", str(path.parent), "--name", path.name]
+        if not (path / "result.json").exists():
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        result: dict[str, Any] = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        threads = Run.open(path).threads
     kept = {key: value for key, value in result.items() if key not in ("run", "preset")}
-    return {"seed": seed, "threads": engine.usable_cores()} | kept
+    return {"seed": seed, "threads": threads} | kept
+
+
+def insist_same_recipe(path: Path, preset: str, seed: int) -> None:
+    """End the program if a run is of something else than the preset as it is now, with this seed."""
+    from thumbnet.config import load_preset
+    from thumbnet.runs.run import Run
+
+    found, recipe = Run.open(path).recipe, load_preset(preset)
+    train = dataclasses.replace(recipe.train, precision=found.train.precision)  # `auto` is resolved in a run
+    if found != dataclasses.replace(recipe, seed=seed, train=train):
+        sys.exit(f"{path}: another recipe than that of {preset} today with seed {seed}: give another --runs")
 
 
 def multiply_adds(preset: str) -> int:

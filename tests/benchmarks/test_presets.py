@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from thumbnet.cli.main import main
+from thumbnet.runs.run import Run
 from thumbnet.training import measure
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "presets.py"
@@ -55,7 +58,7 @@ def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
     def run(*arguments: str, meanwhile: Callable[[], object] | None = None) -> dict:
         calls = [meanwhile] if meanwhile else []
 
-        def train(_preset: str, seed: int, _data_dir: Path | None) -> dict:
+        def train(_preset: str, seed: int, *_folders: Path | None) -> dict:
             if calls:
                 calls.pop()()
             return pretended_run(seed)
@@ -91,6 +94,29 @@ def test_no_seed_measures_the_steps_anew(sit) -> None:
     before = sit("--seeds", "2")
     assert sit("--add", "--seeds", "0") == before
     assert [run["seed"] for run in sit("--seeds", "1")["runs"]] == [0], "without --add the file begins anew"
+
+
+def test_runs_that_are_kept_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--preset", "book", "--data", "shapes", "--steps", "4", "--seed", "7", "--no-test"]
+    assert main(["train", *flags, "--out", str(tmp_path), "--name", "book-7"]) == 0
+    run = Run.open(tmp_path / "book-7")
+    preset = dataclasses.replace(run.recipe, seed=0, train=dataclasses.replace(run.recipe.train, precision="auto"))
+    monkeypatch.setattr("thumbnet.config.load_preset", lambda _: preset)
+    train = load_script().train
+
+    finished = train("book", 7, None, tmp_path)
+    assert (finished["seed"], finished["threads"], finished["steps"]) == (7, run.threads, 4)
+    assert finished["train_seconds"] == json.loads((run.path / "result.json").read_text())["train_seconds"]
+    assert "test" not in finished
+
+    (run.path / "result.json").unlink()
+    gone_on = train("book", 7, None, tmp_path)
+    assert gone_on["train_seconds"] == finished["train_seconds"], "no step was left to do"
+    assert "test" in gone_on
+
+    run.path.rename(tmp_path / "book-8")
+    with pytest.raises(SystemExit, match="book-8: another recipe than that of book today with seed 8"):
+        train("book", 8, None, tmp_path)
 
 
 def test_a_step_is_measured_with_and_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from thumbnet.config import Recipe, load_preset
+from thumbnet.distributed.replicas import ALONE
+from thumbnet.monitor.neighbours import Neighbours
 from thumbnet.runs.run import Run
 from thumbnet.training.loop import Outcome
-from thumbnet.training.whole import TrainResult, _best_line, _speed_line
+from thumbnet.training.whole import TrainResult, _best_line, _crowd_lines, _speed_line
 
 FIGURES = {"test_seconds": 1.5, "memory_mib": 500.0}
 
 
-def outcome(session_steps: int) -> Outcome:
+def outcome(session_steps: int, *, cores_busy_elsewhere: float | None = 0.1) -> Outcome:
     return Outcome(
         steps=97,
         epochs=2.0,
@@ -21,6 +24,7 @@ def outcome(session_steps: int) -> Outcome:
         session_steps=session_steps,
         images_per_second=2900.0 if session_steps else None,
         wait_fraction=0.01 if session_steps else None,
+        cores_busy_elsewhere=cores_busy_elsewhere,
         stopped_by=None,
     )
 
@@ -37,6 +41,38 @@ def test_the_speed_is_of_the_session_that_made_the_steps(session_steps: int, exp
     line = _speed_line(outcome(session_steps), FIGURES)
     assert line.startswith(f"trained 97 steps (2.0 epochs) {expected}")
     assert line.endswith("evaluation, not in this time, 1.5 s; 500 MiB resident")
+
+
+def test_what_slowed_it_down_is_told_with_the_speed() -> None:
+    assert "waiting for input; other programs kept 0.9 cores busy meanwhile; evaluation" in _speed_line(
+        outcome(97, cores_busy_elsewhere=0.93), FIGURES
+    )
+    assert "other programs" not in _speed_line(outcome(97, cores_busy_elsewhere=None), FIGURES)
+
+
+class Crowd(Neighbours):
+    """Other programs, on four cores."""
+
+    cores = 4
+
+    def __init__(self, busy: float | None) -> None:
+        self.busy = busy
+
+    def busy_cores(self) -> float | None:
+        return self.busy
+
+
+@pytest.mark.parametrize(
+    ("busy", "threads", "advised"),
+    [(1.0, 4, 3), (2.4, 4, 2), (4.0, 4, 1), (0.5, 4, None), (0.4, 4, None), (None, 4, None), (1.0, 3, None)],
+)
+def test_threads_are_advised_where_others_leave_fewer_cores(
+    busy: float | None, threads: int, advised: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    lines = _crowd_lines(Crowd(busy), ALONE)
+    assert [line for line in lines if f"--threads {advised} " in line] == lines
+    assert bool(lines) == (advised is not None)
 
 
 def test_the_best_checkpoint_is_told_where_there_was_a_validation(

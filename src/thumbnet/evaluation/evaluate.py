@@ -17,6 +17,7 @@ from thumbnet.evaluation.metrics import Metrics, compute_metrics
 from thumbnet.evaluation.views import over_views
 from thumbnet.input.device import pin, send
 from thumbnet.input.pipeline import evaluation_batches
+from thumbnet.kernels import on_own_cores
 from thumbnet.models.modes import evaluation_mode
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def predict_logits(
     labels_N = torch.zeros(len(dataset), dtype=torch.int64)
     batch_size = batch_size or batch_size_for(distort.crop)
     share = replicas.share(math.ceil(len(dataset) / batch_size))
-    with evaluation_mode(model), torch.inference_mode(), precision.autocast():
+    with evaluation_mode(model), torch.inference_mode(), precision.autocast(), on_own_cores():
         for batch in evaluation_batches(dataset, distort, batch_size, share):
             rows = slice(batch.indices[0], batch.indices[-1] + 1)
             logits_NC[rows] = model(send(pin(batch.images, device), device)).float()

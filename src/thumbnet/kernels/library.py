@@ -21,7 +21,7 @@ import torch
 from thumbnet.engine import LEVEL_OF_CAP, cpu_flags, cpu_name, has_level, isa_cap
 from thumbnet.files import write_new_file
 
-SOURCES = ("pool_norm.c", "speed_net.c", "local.c", "conv_pool.c", "distort.c")
+SOURCES = ("pool_norm.c", "speed_net.c", "local.c", "conv_pool.c", "distort.c", "threads.c")
 HEADERS = ("pool_norm.h", "pool_norm_avx512.h", "max_pool_avx512.h", "amx.h", "avx512.h", "bfloat16.h")
 FLAGS = (
     "-std=c11",

@@ -18,8 +18,10 @@ from thumbnet.engine import Precision, device
 from thumbnet.errors import DivergedError, ThumbnetError
 from thumbnet.evaluation.evaluate import evaluate_weights
 from thumbnet.input.pipeline import Batch, TrainingInput
+from thumbnet.kernels import on_own_cores
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.health import GradientCheck, SpikeDetector, check_late
+from thumbnet.monitor.neighbours import Neighbours
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.monitor.tensorboard import Summaries
 from thumbnet.runs.checkpoint import Checkpoint
@@ -47,6 +49,9 @@ class Outcome:
     """Over this session, evaluation left out; None if it made no step."""
     wait_fraction: float | None
     """Share of this session's training time that the network waited for input; None if it made no step."""
+    cores_busy_elsewhere: float | None
+    """Cores' worth of time that other programs took of those this process may use, over this session; None where the
+    system does not tell, and on several devices, whose replicas are other programs to each other."""
     stopped_by: int | None
     """The signal that ended it early, or None."""
 
@@ -118,20 +123,24 @@ class Training:
         if recipe.train.summary_every and self._leads:
             self.summaries = Summaries(self.run.path / "tensorboard", purge_step=state.step or None)
         try:
-            with TrainingInput(
-                self.splits.train,
-                recipe.distort,
-                recipe.input,
-                seed=recipe.seed,
-                start_step=state.step,
-                share=self.team.share,
-                device=device(),
-            ) as batches:
+            with (
+                TrainingInput(
+                    self.splits.train,
+                    recipe.distort,
+                    recipe.input,
+                    seed=recipe.seed,
+                    start_step=state.step,
+                    share=self.team.share,
+                    device=device(),
+                ) as batches,
+                on_own_cores(),  # after the input, whose thread is to run wherever there is time
+            ):
                 if self._leads and not state.step and not self.run.checkpoints.steps():
                     # A full disk shows now rather than in an hour, and a run killed early can be resumed.
                     self.run.checkpoints.save(state.capture(recipe), note=self.console.note)
                 self._keep()
                 on_first_step()
+                neighbours = Neighbours()
                 self._clock.start()
                 self._window.restart(wait_s=batches.wait_s)
                 stopped = None
@@ -156,6 +165,7 @@ class Training:
                 if self._narrator:
                     self._narrator.conclude(finished=self._over)
                 wait_s = self.team.waited(batches.wait_s)
+                busy_elsewhere = neighbours.busy_cores() if self.replicas.count == 1 else None
         except DivergedError:
             self._go_back()
             try:
@@ -173,6 +183,7 @@ class Training:
             session_steps=session_steps,
             images_per_second=session_steps * recipe.input.batch_size / session_s if session_steps else None,
             wait_fraction=wait_s / session_s if session_steps else None,
+            cores_busy_elsewhere=busy_elsewhere,
             stopped_by=None if self._over else stopped,
         )
 

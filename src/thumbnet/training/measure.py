@@ -15,6 +15,7 @@ import torch
 from thumbnet import engine
 from thumbnet.config import Recipe
 from thumbnet.input.pipeline import Batch, TrainingInput
+from thumbnet.kernels import on_own_cores
 from thumbnet.models import build_model
 from thumbnet.models.describe import describe_layers
 from thumbnet.monitor.health import GradientCheck
@@ -121,11 +122,12 @@ def measure_input(batches: TrainingInput, batch_size: int, seconds: float) -> di
 
 def _timed(call: Callable[[], object], seconds: float) -> list[float]:
     """Call until the time is over, at least three times, and return how long each took; the first does not count."""
-    call()
     took: list[float] = []
-    began = time.perf_counter()
-    while len(took) < LEAST_CALLS or time.perf_counter() - began < seconds:
-        started = time.perf_counter()
+    with on_own_cores():  # as in a training
         call()
-        took.append(time.perf_counter() - started)
+        began = time.perf_counter()
+        while len(took) < LEAST_CALLS or time.perf_counter() - began < seconds:
+            started = time.perf_counter()
+            call()
+            took.append(time.perf_counter() - started)
     return took

@@ -17,6 +17,7 @@ from thumbnet.distributed.exact import team_for
 from thumbnet.distributed.replicas import Replicas
 from thumbnet.engine import Precision, device
 from thumbnet.input.pipeline import Batch, TrainingInput
+from thumbnet.kernels import on_own_cores
 from thumbnet.monitor.health import GradientCheck
 from thumbnet.training.optimizers import set_rates
 from thumbnet.training.state import new_state
@@ -54,9 +55,12 @@ def measure_steps(
                 result = train_step(state, next(batches), check=check, precision=precision, team=team)
         result.figures.tolist()  # waits for a GPU, which computes behind the program's back
 
-    with TrainingInput(
-        dataset, recipe.distort, recipe.input, seed=recipe.seed, share=team.share, device=device()
-    ) as batches:
+    with (
+        TrainingInput(
+            dataset, recipe.distort, recipe.input, seed=recipe.seed, share=team.share, device=device()
+        ) as batches,
+        on_own_cores(),
+    ):
         train(batches, WARMUP_STEPS)
         waited_s, started_s = batches.wait_s, time.perf_counter()
         train(batches, steps)

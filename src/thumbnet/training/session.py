@@ -240,6 +240,7 @@ def conclude(
         "train_seconds": outcome.train_seconds,
         "images_per_second": outcome.images_per_second,
         "input_wait_fraction": outcome.wait_fraction,
+        "cores_busy_elsewhere": outcome.cores_busy_elsewhere,
         "memory_mib": engine.process_memory_mib(),
         "precision": training.precision.name,
         "replicas": training.replicas.count,

@@ -23,6 +23,7 @@ from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.errors import DivergedError, UsageError
 from thumbnet.kernels import load_library
 from thumbnet.monitor.console import format_duration, say
+from thumbnet.monitor.neighbours import WORTH_TELLING, Neighbours
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.runs.checkpoint import read_manifest
 from thumbnet.runs.facts import check_facts
@@ -220,14 +221,14 @@ def _train(
 ) -> TrainResult:
     """Train a run, new or begun, to its end, and evaluate it."""
     start_seconds: list[float] = []
-    replicas = options.replicas
+    replicas, neighbours = options.replicas, Neighbours()
     with folder_of(run, log_format, replicas, quiet=options.quiet) as console:
         splits = load()
         if not replicas.rank:
             announce_run(replicas, run, resume=resume)
         insist_same_data(replicas, splits)
         training = open_training(run, splits, console, resume=resume, replicas=replicas)
-        for line in _opening_lines(training):
+        for line in [*_opening_lines(training), *_crowd_lines(neighbours, replicas)]:
             console.note(line)
         # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
         with StopSignal(options.second_signal, launched=is_launched(os.environ)) as stop:
@@ -319,6 +320,21 @@ def _opening_lines(training: Training) -> list[str]:
     return lines
 
 
+def _crowd_lines(neighbours: Neighbours, replicas: Replicas) -> list[str]:
+    """Say what to do where other programs leave fewer cores than there are threads."""
+    busy = neighbours.busy_cores() if replicas.count == 1 else None
+    if (
+        busy is None
+        or busy < WORTH_TELLING
+        or torch.get_num_threads() <= (free := max(neighbours.cores - round(busy), 1))
+    ):
+        return []
+    return [
+        f"other programs keep {busy:.1f} of {neighbours.cores} cores busy, and a step waits for its slowest thread: "
+        f"--threads {free} may be several times as fast"
+    ]
+
+
 def _speed_line(outcome: Outcome, figures: Mapping[str, Any]) -> str:
     trained = f"{outcome.steps} steps ({outcome.epochs:.1f} epochs) in {format_duration(outcome.train_seconds)}"
     if outcome.images_per_second is None or outcome.wait_fraction is None:
@@ -329,8 +345,10 @@ def _speed_line(outcome: Outcome, figures: Mapping[str, Any]) -> str:
         )
         if outcome.session_steps < outcome.steps:
             speed = f" over all sessions; the last {outcome.session_steps} of them, since the resume{speed}"
+    busy = outcome.cores_busy_elsewhere or 0.0
+    slowed = f"; other programs kept {busy:.1f} cores busy meanwhile" if busy >= WORTH_TELLING else ""
     return (
-        f"trained {trained}{speed}; evaluation, not in this time, {figures.get('test_seconds', 0):.1f} s; "
+        f"trained {trained}{speed}{slowed}; evaluation, not in this time, {figures.get('test_seconds', 0):.1f} s; "
         f"{figures['memory_mib']:,.0f} MiB resident"
     )
 
