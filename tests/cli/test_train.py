@@ -18,6 +18,8 @@ from thumbnet.cli.main import main
 from thumbnet.training import loop
 
 SMALL = ["--data", "shapes", "--preset", "classic", "--batch-size", "50", "--precision", "fp32", "--threads", "1"]
+UNTESTED = [*SMALL, "--no-test"]
+"""Without a look at the test set, whose plots take longer than such a training."""
 
 
 def files_of(folder: Path) -> set[str]:
@@ -65,16 +67,17 @@ def test_a_whole_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_run_repeats_from_its_own_recipe(tmp_path: Path) -> None:
-    assert main(["train", *SMALL, "--steps", "4", "--out", str(tmp_path), "--name", "first", "--seed", "3"]) == 0
+    flags = ["--no-test", "--threads", "1", "--out", str(tmp_path)]
+    assert main(["train", *SMALL, "--steps", "4", "--seed", "3", *flags, "--name", "first"]) == 0
     recipe = str(tmp_path / "first" / "recipe.toml")
-    assert main(["train", "--recipe", recipe, "--out", str(tmp_path), "--name", "again", "--threads", "1"]) == 0
+    assert main(["train", "--recipe", recipe, *flags, "--name", "again"]) == 0
     assert weights_of(tmp_path / "again") == weights_of(tmp_path / "first")
-    assert main(["train", "--recipe", recipe, "--out", str(tmp_path), "--name", "other", "--seed", "4"]) == 0
+    assert main(["train", "--recipe", recipe, "--seed", "4", *flags, "--name", "other"]) == 0
     assert weights_of(tmp_path / "other") != weights_of(tmp_path / "first")
 
 
 def test_runs_are_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["train", *SMALL, "--steps", "2", "--out", str(tmp_path)]
+    arguments = ["train", *UNTESTED, "--steps", "2", "--out", str(tmp_path)]
     assert main([*arguments, "--name", "one"]) == 0
     before = weights_of(tmp_path / "one")
     assert main([*arguments, "--name", "one"]) == 2
@@ -87,7 +90,7 @@ def test_runs_are_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_the_tutorials_step_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--steps", "3", "--out", str(tmp_path), "--log-format", "tutorial", "--log_frequency", "1"]
-    assert main(["train", *SMALL, *arguments]) == 0
+    assert main(["train", *UNTESTED, *arguments]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "examples/sec" in line]
     clock = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}"
     pattern = clock + r": step \d+, loss = \d+\.\d\d \(\d+\.\d examples/sec; \d+\.\d{3} sec/batch\)"
@@ -208,11 +211,14 @@ class Training:
         return self.process.returncode, error
 
 
+MID_EPOCH = ("--steps", "60")
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The final weights of 120 steps without an interruption; 100 steps are an epoch."""
+    """The final weights of 60 steps without an interruption; 100 steps are an epoch."""
     out = tmp_path_factory.mktemp("uninterrupted")
-    assert main(["train", *SMALL, "--steps", "120", "--out", str(out), "--name", "run"]) == 0
+    assert main(["train", *UNTESTED, *MID_EPOCH, "--out", str(out), "--name", "run"]) == 0
     return weights_of(out / "run")
 
 
@@ -223,9 +229,9 @@ def test_interrupted_in_mid_epoch_and_resumed_the_weights_are_the_same_to_the_by
     number: signal.Signals, code: int, uninterrupted: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    arguments = [*SMALL, "--steps", "120", "--name", "run", "--log-every", "1", "--checkpoint-every", "10"]
+    arguments = [*UNTESTED, *MID_EPOCH, "--name", "run", "--log-every", "1", "--checkpoint-every", "10"]
     training = Training(tmp_path, *arguments)
-    training.wait_for_step(run, 33)
+    training.wait_for_step(run, 23)
     training.process.send_signal(number)
     returned, error = training.end()
     assert returned == code, error
@@ -238,7 +244,7 @@ def test_interrupted_in_mid_epoch_and_resumed_the_weights_are_the_same_to_the_by
     assert "resumed after step" in capsys.readouterr().err
     assert weights_of(run) == uninterrupted
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 121))
+    assert steps == list(range(1, 61))
 
 
 def test_a_signal_in_the_last_save_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,11 +268,11 @@ def test_a_resume_keeps_the_threads_that_its_run_began_with(
     # Sums over another number of threads round otherwise: the resume would not be exact.
     monkeypatch.setattr("thumbnet.engine.usable_cores", lambda *_: 2)
     steps = ["--steps", "2", "--out", str(tmp_path), "--name", "one"]
-    assert main(["train", *SMALL, *steps]) == 0
-    assert main(["train", "--resume", "--steps", "3", "--out", str(tmp_path)]) == 0
+    assert main(["train", *UNTESTED, *steps]) == 0
+    assert main(["train", "--resume", "--no-test", "--steps", "3", "--out", str(tmp_path)]) == 0
     assert ", 1 thread," in capsys.readouterr().err
     assert torch.get_num_threads() == 1
-    assert main(["train", "--resume", "--steps", "4", "--out", str(tmp_path), "--threads", "2"]) == 0
+    assert main(["train", "--resume", "--no-test", "--steps", "4", "--out", str(tmp_path), "--threads", "2"]) == 0
     assert "the run began with --threads 1" in capsys.readouterr().err
     assert torch.get_num_threads() == 2
 
@@ -300,7 +306,7 @@ def test_a_run_cannot_be_resumed_to_fewer_steps_than_it_has_done(
 
 def test_a_running_training_cannot_be_resumed_by_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    training = Training(tmp_path, *SMALL, "--steps", "100000", "--name", "run", "--log-every", "1")
+    training = Training(tmp_path, *UNTESTED, "--steps", "100000", "--name", "run", "--log-every", "1")
     try:
         training.wait_for_step(run, 2)
         recipe = (run / "recipe.toml").read_bytes()

@@ -34,14 +34,17 @@ class StopAfter(StopSignal):
 
 @pytest.fixture
 def train(splits: Splits) -> Callable[..., Outcome]:
-    """Trains a run to its end, or until it was looked at for a stop as often as `stop_after`; tells its log alone."""
+    """Trains a run to its end, or until it was looked at for a stop as often as `stop_after`; tells its log alone.
 
-    def train(run: Run, *, resume: bool = False, stop_after: int | None = None) -> Outcome:
+    The test set, whose plots take longer than such a training, is looked at where `look_at_test` asks for it.
+    """
+
+    def train(run: Run, *, resume: bool = False, stop_after: int | None = None, look_at_test: bool = False) -> Outcome:
         with Console(run.recipe.train.log_format, io.StringIO(), run.path / "log.txt") as console:
             training = open_training(run, splits, console, resume=resume)
             outcome = training.fit(StopSignal() if stop_after is None else StopAfter(stop_after), lambda: None)
             if not outcome.stopped_by:
-                conclude(training, outcome, 0.0)
+                conclude(training, outcome, 0.0, look_at_test=look_at_test)
         return outcome
 
     return train

@@ -238,7 +238,7 @@ def test_a_learning_network_learns(train: Train, recipe: Recipe, splits: Splits,
     recipe = changed(recipe, optimizer__momentum=0.9, optimizer__learning_rate=0.03, train__steps=150)
     recipe = changed(recipe, average__decay=0.9, distort__brightness=0.0, distort__contrast=[1.0, 1.0])
     run = Run.create(tmp_path, recipe, "run")
-    train(run)
+    train(run, look_at_test=True)
     result = json.loads((run.path / "result.json").read_text())
     assert result["test"]["average"]["accuracy"] > 0.25
     assert result["test"]["raw"]["accuracy"] > 0.2

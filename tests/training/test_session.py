@@ -24,7 +24,7 @@ def run(recipe: Recipe, tmp_path: Path) -> Run:
 
 def test_a_result_is_written_though_tensorboards_files_cannot_be(train: Callable, run: Run) -> None:
     (run.path / "tensorboard").write_text("in the way")
-    train(run)
+    train(run, look_at_test=True)
     assert json.loads((run.path / "result.json").read_text())["test"]["raw"]["accuracy"] >= 0
     (warning,) = [line for line in (run.path / "log.txt").read_text().splitlines() if line.startswith("warning")]
     assert f"{run.path / 'tensorboard' / 'eval'}: TensorBoard's files are not complete: [Errno 20]" in warning
@@ -39,14 +39,14 @@ def test_tensorboards_files_that_are_given_up_are_told_of(
     monkeypatch.setattr(
         "thumbnet.training.session.add_summaries", lambda evaluation, events: events.add_values(2, refuse)
     )
-    train(run)
+    train(run, look_at_test=True)
     assert run.finished
     assert "TensorBoard's files are not complete: [Errno 28] No space left" in (run.path / "log.txt").read_text()
 
 
 def test_a_result_is_written_though_the_reports_cannot_be(train: Callable, run: Run) -> None:
     (run.path / "evaluation").write_text("in the way")
-    train(run)
+    train(run, look_at_test=True)
     assert run.finished
     (warning,) = [line for line in (run.path / "log.txt").read_text().splitlines() if line.startswith("warning")]
     assert re.fullmatch(
@@ -61,7 +61,7 @@ def test_a_result_is_written_though_memory_does_not_suffice_for_the_plots(
         raise MemoryError
 
     monkeypatch.setattr("thumbnet.training.session.draw_plots", refuse)
-    train(run)
+    train(run, look_at_test=True)
     assert run.finished
     assert "run/evaluation: not complete: MemoryError" in (run.path / "log.txt").read_text()
 
