@@ -277,6 +277,23 @@ def test_a_resume_keeps_the_threads_that_its_run_began_with(
     assert torch.get_num_threads() == 2
 
 
+def test_a_resume_tells_what_rounds_otherwise_than_where_its_run_began(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *UNTESTED, "--steps", "1", "--out", str(tmp_path), "--name", "one"]) == 0
+    resume = ["train", "--resume", "--no-test", "--out", str(tmp_path), "--steps"]
+    assert main([*resume, "2"]) == 0
+    assert "the run began with" not in capsys.readouterr().err
+    written = tmp_path / "one" / "run.json"
+    described = json.loads(written.read_text())
+    described["machine"] |= {"kernels": "FPGA", "torch": "1.0"}
+    del described["machine"]["cpu"]  # as a version that did not write it
+    written.write_text(json.dumps(described))
+    assert main([*resume, "3"]) == 0
+    told = f"the run began with torch 1.0, now {torch.__version__}; kernels FPGA, now "
+    assert told in capsys.readouterr().err
+
+
 def test_resume_and_eval_find_the_data_where_the_training_had_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,8 @@ from thumbnet.config import Recipe, load_recipe, recipe_to_dict
 from thumbnet.distributed.place import job_of
 from thumbnet.errors import CheckpointError, ThumbnetError, UsageError
 from thumbnet.files import clear_leftovers, expand_home, is_disk_full, remedy, replace_file, write_error
+from thumbnet.kernels import load_library
+from thumbnet.models.grid import amx_ready
 from thumbnet.printing import printable
 from thumbnet.runs.checkpoint import tidy_folder
 from thumbnet.runs.lock import hold_run, is_held
@@ -113,6 +115,12 @@ class Run:
         """Processor threads the run was made with, which decide how its sums round; None where it does not say."""
         threads = read_entry(self.path, "machine", "threads")
         return threads if type(threads) is int and threads > 0 else None
+
+    @property
+    def arithmetic(self) -> dict[str, str]:
+        """What `arithmetic` told where the run began; without what it does not say."""
+        before = {name: read_entry(self.path, "machine", name) for name in arithmetic()}
+        return {name: value for name, value in before.items() if isinstance(value, str)}
 
     @property
     def replicas(self) -> int:
@@ -305,6 +313,15 @@ def _recipe_bytes(recipe: Recipe) -> bytes:
         raise UsageError(f"the recipe cannot be kept, this is not UTF-8: {printable(line)}") from error
 
 
+def arithmetic() -> dict[str, str]:
+    """Return what decides, beside recipe and threads, how sums round here."""
+    return {
+        "torch": torch.__version__,
+        "cpu": engine.cpu_name(),
+        "kernels": "AMX" if amx_ready() else "C" if load_library().handle else "none",
+    }
+
+
 def _describe_run(name: str, recipe: Recipe, created: str, data_dir: Path | None) -> dict[str, Any]:
     """Return what `run.json` holds."""
     return {
@@ -316,12 +333,11 @@ def _describe_run(name: str, recipe: Recipe, created: str, data_dir: Path | None
         "data_dir": None if data_dir is None else str(expand_home(data_dir).absolute()),
         "job": job_of(os.environ),
         "thumbnet": thumbnet.__version__,
-        "torch": torch.__version__,
         "numpy": importlib.metadata.version("numpy"),
         "python": platform.python_version(),
         "machine": {
             "system": platform.platform(),
-            "cpu": engine.cpu_name(),
+            **arithmetic(),
             "cores": engine.usable_cores(),
             "threads": torch.get_num_threads(),
             "replicas": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,

@@ -28,7 +28,7 @@ from thumbnet.monitor.signals import StopSignal
 from thumbnet.runs.checkpoint import read_manifest
 from thumbnet.runs.facts import check_facts
 from thumbnet.runs.find import find_checkpoint
-from thumbnet.runs.run import Run
+from thumbnet.runs.run import Run, arithmetic
 from thumbnet.training.loop import Outcome, Training
 from thumbnet.training.session import conclude, open_training, resumed_recipe, start_run
 from thumbnet.training.together import announce_run, devices_line, folder_of, hear_of_run, insist_same_data, run_of_job
@@ -204,6 +204,7 @@ def train_on(run: Run, overrides: Mapping[str, object], options: Options) -> Tra
         overrides = {**overrides, "data.name": lasting_name(str(overrides["data.name"]))}
     recipe = resumed_recipe(run, overrides)
     _keep_threads(run, options)
+    _tell_other_arithmetic(run, options)
 
     def load() -> Splits:
         # Under the lock: the recipe of a run that another process trains must not change; nor is it changed to data
@@ -286,6 +287,14 @@ def _keep_threads(run: Run, options: Options) -> None:
         options.note(
             f"--threads {asked}: the run began with --threads {before}, so its weights may differ in the last digits"
         )
+
+
+def _tell_other_arithmetic(run: Run, options: Options) -> None:
+    """Tell of what makes sums round otherwise here than where the run began."""
+    now = arithmetic()
+    others = [f"{name} {before}, now {now[name]}" for name, before in run.arithmetic.items() if before != now[name]]
+    if others:
+        options.note(f"the run began with {'; '.join(others)}: its weights may differ in the last digits")
 
 
 def _devices(count: int) -> str:
