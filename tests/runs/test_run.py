@@ -33,7 +33,7 @@ def test_a_new_run(tmp_path, recipe, monkeypatch):
     described = json.loads((run.path / "run.json").read_text())
     assert described["command"] == "thumbnet train --name 'two words'"
     assert described["thumbnet"] == thumbnet.__version__
-    assert described["torch"] == torch.__version__
+    assert described["machine"]["torch"] == torch.__version__
     assert described["python"] == ".".join(map(str, sys.version_info[:3]))
     assert described["machine"]["cpu"]
     assert described["machine"]["cores"] >= 1
