@@ -1,6 +1,6 @@
 """thumbnet: train a classifier of thumbnail-sized pictures from scratch, in minutes, on the machine at hand.
 
-The functions here do what the commands do: `load_dataset`, `train`, `evaluate`, `load` (docs/python.md).
+The functions here do what the commands do: `load_dataset`, `train`, `evaluate`, `load`, `export` (docs/python.md).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from thumbnet.api import evaluate, load, load_dataset, train
+    from thumbnet.api import evaluate, export, load, load_dataset, train
     from thumbnet.errors import CheckpointError, DataError, DivergedError, ThumbnetError, UsageError
 
 __version__ = "0.1.0"
@@ -22,12 +22,13 @@ __all__ = [
     "UsageError",
     "__version__",
     "evaluate",
+    "export",
     "load",
     "load_dataset",
     "train",
 ]
 
-_IN_API = ("evaluate", "load", "load_dataset", "train")
+_IN_API = ("evaluate", "export", "load", "load_dataset", "train")
 
 
 def __getattr__(name: str) -> object:

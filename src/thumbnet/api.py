@@ -23,9 +23,12 @@ from thumbnet.config import (
 from thumbnet.data import lasting_name, load_splits
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import UsageError, did_you_mean
+from thumbnet.evaluation.classifier import Classifier
 from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load_for
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.predict import Predictor
+from thumbnet.export.read import OnnxClassifier
+from thumbnet.export.write import MODEL_FILE, export_onnx
 from thumbnet.monitor.console import say
 from thumbnet.runs.find import Which, choose_checkpoint
 from thumbnet.runs.run import Run
@@ -234,11 +237,12 @@ def load(
     precision: PrecisionName | None = None,
     out: PathLike = "runs",
     threads: int | None = None,
-) -> Predictor:
+) -> Classifier:
     """Return the network of a run, ready to be asked: `predict(pictures)`, `probabilities(pictures)`, `class_names`.
 
     Args:
-        run: None for the newest in `out`.
+        run: None for the newest in `out`; a file NAME.onnx is one that `export` wrote, which leaves no choice of
+            checkpoint, weights and precision.
         checkpoint: the newest, the best by validation, or that of a step.
         weights: average or raw; None for the averaged ones where the run has them.
         precision: arithmetic; None for that of the run.
@@ -248,12 +252,48 @@ def load(
     Raises:
         UsageError: there is no such run, or no such weights.
         CheckpointError: the checkpoint is missing or damaged.
+        DataError: the file is damaged.
     """
     _insist("weights", weights, Weights)
     _insist("precision", precision, PrecisionName)
     engine.prepare(threads)
+    if run is not None and (path := _run_of(run)).endswith(".onnx"):
+        if (checkpoint, weights, precision) != ("latest", None, None):
+            raise UsageError(f"{path} is of one checkpoint, in fp32: checkpoint, weights and precision are for runs")
+        return OnnxClassifier(Path(path), threads)
     found, checkpoint = _find(run, out, checkpoint)
     return Predictor(found, checkpoint=checkpoint, weights=weights, precision=precision, note=say)
+
+
+def export(
+    run: RunLike | None = None,
+    to: PathLike | None = None,
+    *,
+    checkpoint: Which = "latest",
+    weights: Weights | None = None,
+    out: PathLike = "runs",
+    threads: int | None = None,
+) -> Path:
+    """Write the network of a run as an ONNX file, once it is known to answer as PyTorch does; returns its path.
+
+    Args:
+        run: None for the newest in `out`.
+        to: the file, replaced if it is there; None for `model.onnx` in the run's folder.
+        checkpoint: the newest, the best by validation, or that of a step.
+        weights: average or raw; None for the averaged ones where the run has them.
+        out: folder of the runs.
+        threads: processor threads; None for every core.
+
+    Raises:
+        UsageError: there is no such run, no such weights, or the extra `onnx` is not installed.
+        CheckpointError: the checkpoint is missing or damaged.
+        ThumbnetError: the network cannot be exported, or the file not written.
+    """
+    _insist("weights", weights, Weights)
+    engine.prepare(threads)
+    found, checkpoint = _find(run, out, checkpoint)
+    predictor = Predictor(found, checkpoint=checkpoint, weights=weights, note=say)
+    return export_onnx(predictor, Path(to) if to is not None else found.path / MODEL_FILE).path
 
 
 def _recipe_of(recipe: PathLike | Recipe | None, changes: Mapping[str, object]) -> Recipe:

@@ -17,8 +17,9 @@ from thumbnet.data.shapes import CLASS_NAMES as SHAPES
 from thumbnet.engine import resolve_precision
 from thumbnet.errors import CheckpointError, DataError, DivergedError, UsageError
 from thumbnet.evaluation import predict
+from thumbnet.evaluation.classifier import MAX_STDIN_BYTES, Prediction
 from thumbnet.evaluation.evaluate import predict_logits
-from thumbnet.evaluation.predict import MAX_STDIN_BYTES, Prediction, Predictor, find_pictures
+from thumbnet.evaluation.predict import Predictor, find_pictures
 from thumbnet.models import build_model
 from thumbnet.runs.checkpoint import Checkpoint
 from thumbnet.runs.facts import write_facts
@@ -177,7 +178,7 @@ def test_a_run_that_does_not_tell_its_classes_is_refused(run: Run):
 def test_a_network_that_says_nothing_is_refused(run: Run, folder: Path):
     predictor = Predictor(run)
     with torch.no_grad():
-        predictor._model.get_submodule("softmax_linear").bias[1] = float("inf")
+        predictor.network.get_submodule("softmax_linear").bias[1] = float("inf")
     with pytest.raises(DivergedError, match=r"not finite for 1 of 1 examples(.|\n)*an earlier checkpoint"):
         predictor.predict(folder / "ant" / "0.png")
 

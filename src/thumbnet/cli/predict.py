@@ -6,15 +6,17 @@ import argparse
 import csv
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.flags import add_engine_flags, add_out_flag, checkpoint, note, whole_number
+from thumbnet.errors import UsageError
 from thumbnet.printing import padded, printable, width_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from thumbnet.evaluation.predict import Prediction, Predictor
+    from thumbnet.evaluation.classifier import Classifier, Prediction
 
 _WIDEST_NAME = 60
 
@@ -32,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(parser=parser)
     parser.add_argument("pictures", nargs="+", metavar="IMAGE|FOLDER|GLOB|-", help="what to look at")
     parser.add_argument("--run", dest="run_name", metavar="RUN", help="name or folder of a run (the newest in --out)")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="a model of `thumbnet export` in place of a run")
     add_out_flag(parser)
     parser.add_argument(
         "--checkpoint", type=checkpoint, default="latest", metavar="latest|best|STEP", help="which one (latest)"
@@ -49,22 +52,19 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict and print; returns the exit code."""
-    from thumbnet import engine
     from thumbnet.errors import DataError
-    from thumbnet.evaluation.predict import Predictor, find_pictures
-    from thumbnet.runs.find import choose_checkpoint
+    from thumbnet.evaluation.predict import find_pictures
 
-    engine.prepare(args.threads)
-    this_run, which = choose_checkpoint(args.out, args.run_name, args.checkpoint)
-    predictor = Predictor(this_run, checkpoint=which, weights=args.weights, precision=args.precision, note=note)
-    weights = {"average": "averaged weights", "raw": "raw weights"}[predictor.weights]
-    note(f"run {this_run.path}, step {predictor.step}, {weights}, {len(predictor.class_names):,} classes")
+    classifier, source = _exported(args) if args.model else _of_run(args)
+    words = {"average": "averaged weights", "raw": "raw weights"}
+    where = [words[value] if what == "weights" else f"{what} {value}" for what, value in source.items()]
+    note(f"{', '.join(where)}, {len(classifier.class_names):,} classes")
     files = find_pictures(args.pictures)
-    top = min(args.top, len(predictor.class_names))
+    top = min(args.top, len(classifier.class_names))
     bad: list[Prediction] = []
-    good = _good(predictor.predict_files(files, top=top, stdin=sys.stdin.buffer), bad)
+    good = _good(classifier.predict_files(files, top=top, stdin=sys.stdin.buffer), bad)
     if args.json:
-        print(json.dumps(_as_dict(predictor, list(good), bad)))
+        print(json.dumps(source | _as_dict(list(good), bad)))
     elif args.csv:
         _print_csv(good, top)
     else:
@@ -72,6 +72,31 @@ def run(args: argparse.Namespace) -> int:
     if bad:
         raise DataError(f"{len(bad):,} of {len(files):,} pictures could not be read; they are named above")
     return 0
+
+
+def _of_run(args: argparse.Namespace) -> tuple[Classifier, dict[str, Any]]:
+    """Return the network of a run, and what says which it is."""
+    from thumbnet import engine
+    from thumbnet.evaluation.predict import Predictor
+    from thumbnet.runs.find import choose_checkpoint
+
+    engine.prepare(args.threads)
+    this_run, which = choose_checkpoint(args.out, args.run_name, args.checkpoint)
+    predictor = Predictor(this_run, checkpoint=which, weights=args.weights, precision=args.precision, note=note)
+    return predictor, {"run": str(this_run.path), "step": predictor.step, "weights": predictor.weights}
+
+
+def _exported(args: argparse.Namespace) -> tuple[Classifier, dict[str, Any]]:
+    """Return the network of a file, and what says which it is."""
+    from thumbnet.export.read import OnnxClassifier
+
+    of_runs = {"--run": args.run_name, "--weights": args.weights, "--precision": args.precision}
+    of_runs["--checkpoint"] = None if args.checkpoint == "latest" else args.checkpoint
+    for flag, value in of_runs.items():
+        if value is not None:
+            raise UsageError(f"--model and {flag}: a file is of one checkpoint, in fp32; give one of the two")
+    classifier = OnnxClassifier(args.model, args.threads)
+    return classifier, {"model": str(args.model), "step": classifier.step}
 
 
 def _good(predictions: Iterator[Prediction], bad: list[Prediction]) -> Iterator[Prediction]:
@@ -84,11 +109,8 @@ def _good(predictions: Iterator[Prediction], bad: list[Prediction]) -> Iterator[
             bad.append(prediction)
 
 
-def _as_dict(predictor: Predictor, good: list[Prediction], bad: list[Prediction]) -> dict[str, Any]:
+def _as_dict(good: list[Prediction], bad: list[Prediction]) -> dict[str, Any]:
     return {
-        "run": str(predictor.run.path),
-        "step": predictor.step,
-        "weights": predictor.weights,
         "predictions": [
             {
                 "file": prediction.file,

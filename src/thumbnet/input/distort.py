@@ -145,14 +145,14 @@ def prepare(images_NHWC: np.ndarray, config: DistortConfig) -> torch.Tensor:
     """
     count, height, width, channels = images_NHWC.shape
     crops_NCHW = np.zeros((count, channels, config.crop, config.crop), np.uint8)
-    (rows_from, rows_to), (columns_from, columns_to) = _centre(height, config.crop), _centre(width, config.crop)
+    (rows_from, rows_to), (columns_from, columns_to) = centre(height, config.crop), centre(width, config.crop)
     crops_NCHW[:, :, rows_to, columns_to] = images_NHWC.transpose(0, 3, 1, 2)[:, :, rows_from, columns_from]
     ones = np.ones(count, np.float32)
     return torch.from_numpy(_adjust(crops_NCHW, ones, 0 * ones, config)).permute(0, 3, 1, 2)
 
 
-def _centre(side: int, crop: int) -> tuple[slice, slice]:
-    """Return the part of a side that is taken, and where it is put in the crop."""
+def centre(side: int, crop: int) -> tuple[slice, slice]:
+    """Return the part of a side that an evaluation takes, and where that is put in the crop."""
     length = min(side, crop)
     taken, put = max(side - crop, 0) // 2, max(crop - side, 0) // 2
     return slice(taken, taken + length), slice(put, put + length)

@@ -27,9 +27,10 @@ def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def kernels_take(images_NCHW: Tensor) -> bool:
-    """Tell whether the C kernels can have this tensor."""
+    """Tell whether the C kernels can have this tensor; none that only stands for others, as in an export."""
     return (
-        images_NCHW.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and images_NCHW.device.type == "cpu"
         and images_NCHW.dtype in (torch.float32, torch.bfloat16)
         and images_NCHW.shape[1] <= MAX_CHANNELS
         and load_library().handle is not None

@@ -30,7 +30,8 @@ def amx_ready() -> bool:
 def kernels_take(images_NCHW: Tensor) -> bool:
     """Tell whether the kernels can have the work on this tensor: bf16 arithmetic on a processor with AMX."""
     return (
-        images_NCHW.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and images_NCHW.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and amx_ready()

@@ -9,6 +9,7 @@ runs/quick-20260102-030405/
   checkpoints/     see `thumbnet.runs.checkpoint`
   tensorboard/  evaluation/
   result.json      when the training has finished
+  model.onnx       when it has been exported
 """
 
 from __future__ import annotations

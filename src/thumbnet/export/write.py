@@ -1,0 +1,168 @@
+"""From a run's checkpoint to an ONNX file, which is written only if it says what PyTorch says."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import thumbnet
+from thumbnet.errors import ThumbnetError
+from thumbnet.evaluation.predict import Predictor
+from thumbnet.export.network import PictureNet
+from thumbnet.export.packages import import_onnx
+from thumbnet.export.read import INPUT, METADATA, OUTPUT, OnnxClassifier, run_session, start_session
+from thumbnet.files import replace_file, write_error
+
+MODEL_FILE = "model.onnx"
+"""In the run's folder, where nothing else is asked for."""
+TOLERANCE = 1e-4
+"""Largest difference of a probability from PyTorch's in float32, which is some 1e-6 for a trained network."""
+PARITY_PICTURES = 64
+"""Pictures of noise, and as many smooth ones, that both are asked about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """An ONNX file that was written, and how well it agrees."""
+
+    path: Path
+    size_bytes: int
+    difference: float
+    """Largest difference of a probability from PyTorch's in float32."""
+    difference_to_run: float
+    """The same from the run's own arithmetic and kernels, such as bf16."""
+    precision: str
+    """The run's own arithmetic."""
+
+
+def export_onnx(predictor: Predictor, path: Path) -> Export:
+    """Write a run's network, with the preprocessing of its pictures and the names of its classes, as an ONNX file.
+
+    Input `pictures`: uint8 [N, H, W, C], any N, of the size that the run was trained on. Output `probabilities`:
+    float32 [N, classes]. Metadata: `read.METADATA`.
+
+    Args:
+        predictor: the run's network.
+        path: the file; one that is there is replaced.
+
+    Raises:
+        UsageError: the packages for ONNX are not installed.
+        ThumbnetError: the network cannot be said in ONNX, it answers otherwise there, or the disk refuses.
+    """
+    onnx = import_onnx("onnx")
+    import_onnx("onnxscript")
+    import_onnx("onnxruntime")
+    network = copy.deepcopy(predictor.network).cpu().float()
+    plain = PictureNet(network, predictor.run.recipe.distort, predictor.image_shape).eval()
+    model = _as_onnx(plain, predictor)
+    onnx.checker.check_model(model, full_check=True)
+    content = model.SerializeToString()
+    pictures_NHWC = _parity_pictures(predictor.image_shape)
+    probabilities_NC = run_session(start_session(content), pictures_NHWC)
+    with torch.inference_mode():
+        expected_NC = plain(torch.from_numpy(pictures_NHWC)).numpy()
+    difference = float(np.abs(probabilities_NC - expected_NC).max())
+    if not difference <= TOLERANCE:
+        raise ThumbnetError(
+            f"{path}: not written: probabilities of the ONNX form differ from PyTorch's by up to {difference:.2g}, and "
+            f"{TOLERANCE:g} is allowed\nthis network cannot be exported with these versions of torch and onnxruntime"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, [content])
+    except OSError as error:
+        raise write_error(path, error, "--to") from error
+    OnnxClassifier(path)  # as it will be read
+    return Export(
+        path=path,
+        size_bytes=len(content),
+        difference=difference,
+        difference_to_run=float(np.abs(probabilities_NC - predictor.probabilities(pictures_NHWC)).max()),
+        precision=predictor.precision,
+    )
+
+
+def _as_onnx(plain: PictureNet, predictor: Predictor) -> Any:
+    """Return the network as an ONNX model.
+
+    Raises:
+        ThumbnetError: some of its operations have no form there.
+    """
+    # Two pictures: a batch of one would be taken for a constant.
+    example = torch.from_numpy(_parity_pictures(predictor.image_shape)[:2])
+    try:
+        with _quiet(), torch.inference_mode():
+            program = torch.onnx.export(
+                plain,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("pictures")},),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+    except Exception as error:  # whatever an operation without a form raises
+        why = (str(error) or repr(error)).strip().splitlines()[0]
+        name = predictor.run.recipe.model.name
+        raise ThumbnetError(f"network {name}: this cannot be said in ONNX: {why}") from error
+    assert program is not None
+    model = program.model_proto
+    run, recipe = predictor.run, predictor.run.recipe
+    facts = {
+        "format": 1,
+        "thumbnet": thumbnet.__version__,
+        "run": run.path.name,
+        "preset": recipe.preset,
+        "model": recipe.model.name,
+        "data": recipe.data.name,
+        "step": predictor.step,
+        "weights": predictor.weights,
+        "image_shape": predictor.image_shape,
+        "classes": predictor.class_names,
+    }
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA, json.dumps(facts)
+    height, width, channels = predictor.image_shape
+    model.doc_string = (
+        f"{INPUT}: uint8 [N, {height}, {width}, {channels}], values 0 to 255, as decoded; everything else is inside. "
+        f"{OUTPUT}: float32 [N, {len(predictor.class_names)}]; the classes are in the metadata, under {METADATA}."
+    )
+    model.producer_name, model.producer_version = "thumbnet", thumbnet.__version__
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what PyTorch's exporter tells its own developers from the user."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _parity_pictures(image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Return pictures to compare on, uint8 [n, H, W, C]: noise, and smooth ones, flat black and white among them."""
+    height, width, channels = image_shape
+    generator = np.random.default_rng(0)
+    noise = generator.integers(0, 256, (PARITY_PICTURES, *image_shape), dtype=np.uint8)
+    corners = generator.uniform(0, 255, (PARITY_PICTURES, 2, 2, channels))
+    corners[:2] = [[[[0.0]]], [[[255.0]]]]
+    down, across = np.linspace(0, 1, height), np.linspace(0, 1, width)
+    rows, columns = np.stack([1 - down, down], axis=1), np.stack([1 - across, across], axis=1)
+    smooth = np.einsum("ha,wb,nabc->nhwc", rows, columns, corners).round().astype(np.uint8)
+    return np.concatenate([noise, smooth])

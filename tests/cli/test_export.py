@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from thumbnet.cli.main import main
+
+TRAIN = ["--preset", "svhn", "--data", "shapes", "--batch-size", "20", "--steps", "3", "--threads", "1", "--no-test"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with one, trained for three steps, and a picture beside it."""
+    from PIL import Image
+
+    from thumbnet.data.shapes import draw_shapes
+
+    root = tmp_path_factory.mktemp("exports")
+    assert main(["train", *TRAIN, "--precision", "fp32", "--out", str(root / "runs"), "--name", "one"]) == 0
+    images, _ = draw_shapes()[1].gather([0])
+    Image.fromarray(images[0]).save(root / "shape.png")
+    return root / "runs"
+
+
+def test_the_newest_run_goes_into_its_folder(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--out", str(out), "--threads", "1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    path = out / "one" / "model.onnx"
+    assert said[0] == f"run {out / 'one'}, step 3, averaged weights"
+    assert said[1].startswith(f"{path}: ")
+    assert "pictures uint8 [N, 32, 32, 3] -> probabilities float32 [N, 10]" in said[1]
+    assert said[2].startswith("agrees with PyTorch: no probability differs by more than ")
+    assert said[3] == f"ask it: thumbnet predict --model {path} photo.jpg"
+
+    picture = str(out.parent / "shape.png")
+    assert main(["predict", "--model", str(path), "--json", "--threads", "1", "--top", "10", picture]) == 0
+    by_file = json.loads(capsys.readouterr().out)
+    assert (by_file["model"], by_file["step"]) == (str(path), 3)
+    assert main(["predict", "--run", "one", "--out", str(out), "--json", "--top", "10", picture]) == 0
+    by_run = json.loads(capsys.readouterr().out)
+    likeliest, expected = (told["predictions"][0]["top"] for told in (by_file, by_run))
+    assert {entry["class"]: entry["probability"] for entry in likeliest} == pytest.approx(
+        {entry["class"]: entry["probability"] for entry in expected}, abs=1e-5
+    )
+
+
+def test_a_checkpoint_weights_and_place_of_ones_choice(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "first.onnx"
+    assert main(["export", str(out / "one"), "--checkpoint", "0", "--weights", "raw", "--to", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["path"], told["step"], told["precision"]) == (str(path), 0, "fp32")
+    assert told["size_bytes"] == path.stat().st_size
+    assert max(told["difference"], told["difference_to_run"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "flag", [["--run", "one"], ["--weights", "raw"], ["--precision", "bf16"], ["--checkpoint", "best"]]
+)
+def test_a_file_leaves_no_choice(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--model", "some.onnx", *flag, "photo.png"]) == 2
+    assert f"--model and {flag[0]}: a file is of one checkpoint" in capsys.readouterr().err
+
+
+def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--out", str(tmp_path)]) == 2
+    assert "there is no run here" in capsys.readouterr().err
+    assert main(["predict", "--model", str(tmp_path / "model.onnx"), "photo.png"]) == 2
+    assert "there is no such file: `thumbnet export` writes one" in capsys.readouterr().err

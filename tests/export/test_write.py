@@ -1,0 +1,124 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import thumbnet
+from thumbnet.errors import ThumbnetError, UsageError
+from thumbnet.evaluation.predict import Predictor
+from thumbnet.export import write
+from thumbnet.export.write import export_onnx
+
+
+def pictures(side: int, count: int = 5) -> np.ndarray:
+    """Noise, from hardly any to as much as there can be."""
+    noise = np.random.default_rng(1).integers(0, 256, (count, side, side, 3))
+    return (noise * np.linspace(0.05, 1, count)[:, None, None, None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("preset", "side", "overrides"),
+    [
+        ("quick", 32, {"model.options.widths": [8, 16, 16]}),
+        ("best", 40, {"model.options.widths": [8, 16, 16], "distort.crop": 32}),
+        ("cuda-convnet-11pct", 32, {}),
+        ("cuda-convnet-80sec", 32, {}),
+        ("book", 28, {}),
+    ],
+)
+def test_another_runtime_answers_as_an_evaluation_does(
+    preset: str, side: int, overrides: dict, make_predictor: Callable[..., Predictor], tmp_path: Path
+) -> None:
+    predictor = make_predictor(preset, side=side, **overrides)
+    done = export_onnx(predictor, tmp_path / "model.onnx")
+    # Without anything of thumbnet: what another program would do.
+    session = onnxruntime.InferenceSession(done.path, providers=["CPUExecutionProvider"])
+    asked = pictures(side)
+    (answers,) = session.run(["probabilities"], {"pictures": asked})
+    expected = predictor.probabilities(asked)
+    assert answers == pytest.approx(expected, abs=2e-5)
+    assert np.ptp(expected, axis=0).max() > 1e-3, "the pictures are told apart"
+    assert done.size_bytes == done.path.stat().st_size
+
+
+def test_the_file_says_what_it_is(predictor: Predictor, exported: Path) -> None:
+    model = onnx.load(exported)
+    (entry,) = [entry for entry in model.metadata_props if entry.key == "thumbnet"]
+    facts = json.loads(entry.value)
+    assert facts == {
+        "format": 1,
+        "thumbnet": thumbnet.__version__,
+        "run": "run",
+        "preset": "classic",
+        "model": "classic",
+        "data": "cifar10",
+        "step": 7,
+        "weights": "raw",
+        "image_shape": [32, 32, 3],
+        "classes": list(predictor.class_names),
+    }
+    (source,) = model.graph.input
+    assert source.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [dim.dim_value for dim in source.type.tensor_type.shape.dim] == [0, 32, 32, 3], "any number of pictures"
+    assert str(Path.home()) not in str(model), "no path of this machine"
+    assert "thumbnet/src" not in str(model)
+
+
+def test_a_file_that_is_there_is_replaced_and_folders_are_made(predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "model.onnx"
+    path.parent.mkdir()
+    path.write_text("old")
+    export_onnx(predictor, path)
+    assert len(onnx.load(path).graph.node) > 5
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+
+
+def test_a_form_that_answers_otherwise_is_not_written(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = write.run_session
+    monkeypatch.setattr(write, "run_session", lambda *asked: right(*asked) + np.float32(0.001))
+    with pytest.raises(ThumbnetError, match=r"differ from PyTorch's by up to 0\.001, and 0\.0001 is allowed"):
+        export_onnx(predictor, tmp_path / "model.onnx")
+    monkeypatch.setattr(write, "run_session", lambda *asked: right(*asked) * np.float32("nan"))
+    with pytest.raises(ThumbnetError, match="not written"):
+        export_onnx(predictor, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_cannot_be_said_in_onnx(predictor: Predictor, tmp_path: Path) -> None:
+    class Stubborn(nn.Linear):
+        def forward(self, images_NCHW):
+            return torch.linalg.eigvalsh(images_NCHW[:, 0])[:, :3]
+
+    class Asked(Predictor):
+        def __init__(self) -> None:
+            self.__dict__ |= predictor.__dict__ | {"network": Stubborn(3, 3)}
+
+    with pytest.raises(ThumbnetError, match="network classic: this cannot be said in ONNX: "):
+        export_onnx(Asked(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ThumbnetError, match=r"model\.onnx: cannot write.*\n.*--to"):
+        export_onnx(predictor, tmp_path / "file" / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_without_the_packages(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def missing(asked: str) -> object:
+        if asked == name:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        return __import__(asked)
+
+    monkeypatch.setattr("thumbnet.export.packages.importlib.import_module", missing)
+    with pytest.raises(UsageError, match=rf"need the package {name}, which is not installed\n.*\[onnx\]"):
+        export_onnx(predictor, tmp_path / "model.onnx")
