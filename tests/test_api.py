@@ -78,7 +78,7 @@ def test_the_examples_of_the_documentation_run(
     make_pictures(tmp_path / "flowers")
     names: dict[str, object] = {}
     blocks = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     for block in blocks:
         exec(compile(block, str(DOCS), "exec"), names)
     output = capsys.readouterr()

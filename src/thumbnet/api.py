@@ -27,8 +27,8 @@ from thumbnet.evaluation.classifier import Classifier
 from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load_for
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.predict import Predictor
-from thumbnet.export.read import OnnxClassifier
-from thumbnet.export.write import MODEL_FILE, export_onnx
+from thumbnet.exporting.read import OnnxClassifier
+from thumbnet.exporting.write import MODEL_FILE, export_onnx
 from thumbnet.monitor.console import say
 from thumbnet.runs.find import Which, choose_checkpoint
 from thumbnet.runs.run import Run

@@ -31,9 +31,10 @@ def test_says_which_engine_runs(change: dict[str, object], expected: list[str]) 
     assert all(text in line for text, line in zip(expected, lines, strict=True))
 
 
-def test_says_how_to_get_timm() -> None:
-    lines = machine.machine_lines(machine.describe_machine(None) | {"timm": None})
-    assert any(line.startswith("timm") and line.endswith("pip install timm") for line in lines)
+@pytest.mark.parametrize(("extra", "package"), [("timm", "timm"), ("onnx", "onnxruntime")])
+def test_says_how_to_get_what_is_not_installed(extra: str, package: str) -> None:
+    lines = machine.machine_lines(machine.describe_machine(None) | {package: None})
+    assert any(line.startswith(f"{extra} ") and f"pip install --editable '.[{extra}]'" in line for line in lines)
 
 
 def test_tells_of_a_quota_of_cores() -> None:

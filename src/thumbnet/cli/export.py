@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Export and say how well it agrees; returns the exit code."""
     from thumbnet import engine
     from thumbnet.evaluation.predict import Predictor
-    from thumbnet.export.write import MODEL_FILE, export_onnx
+    from thumbnet.exporting.write import MODEL_FILE, export_onnx
     from thumbnet.runs.find import choose_checkpoint
 
     engine.prepare(args.threads)

@@ -88,7 +88,7 @@ def _of_run(args: argparse.Namespace) -> tuple[Classifier, dict[str, Any]]:
 
 def _exported(args: argparse.Namespace) -> tuple[Classifier, dict[str, Any]]:
     """Return the network of a file, and what says which it is."""
-    from thumbnet.export.read import OnnxClassifier
+    from thumbnet.exporting.read import OnnxClassifier
 
     of_runs = {"--run": args.run_name, "--weights": args.weights, "--precision": args.precision}
     of_runs["--checkpoint"] = None if args.checkpoint == "latest" else args.checkpoint

@@ -79,16 +79,6 @@ def _try(network: nn.Module, crop: int, channels: int, num_classes: int) -> None
         raise ValueError(f"it gives {list(logits.shape)} values for a picture, not one for each class")
 
 
-def version() -> str | None:
-    """Return the version of timm, None if it is not installed."""
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("timm")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _import() -> ModuleType:
     try:
         import timm

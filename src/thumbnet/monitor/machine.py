@@ -11,7 +11,6 @@ import torch
 from thumbnet import __version__, engine
 from thumbnet.data import cache_dir
 from thumbnet.kernels import find_compiler, load_library
-from thumbnet.models import timm
 from thumbnet.models.grid import amx_ready
 
 
@@ -34,7 +33,8 @@ def describe_machine(data_dir: Path | None) -> dict[str, Any]:
         "kernels_why": load_library().why,
         "amx_kernels": amx_ready() and precision.name == "bf16",
         "compiler": find_compiler(),
-        "timm": timm.version(),
+        "timm": engine.version_of("timm"),
+        "onnxruntime": engine.version_of("onnxruntime"),
         "cache": str(cache_dir(data_dir)),
     }
 
@@ -53,9 +53,14 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
         f"kernels    {'C' if machine['kernels'] else 'plain PyTorch'}: {machine['kernels_why']}",
         *(f"           {line}" for line in _kernel_uses(machine)),
         f"compiler   {machine['compiler'] or 'none: gcc would compile the kernels'}",
-        f"timm       {machine['timm'] or 'not installed; for --model timm/NAME: pip install timm'}",
+        f"timm       {machine['timm'] or _missing('timm', '--model timm/NAME')}",
+        f"onnx       {machine['onnxruntime'] or _missing('onnx', '`thumbnet export`')}",
         f"data       {machine['cache']}",
     ]
+
+
+def _missing(extra: str, wanted_for: str) -> str:
+    return f"not installed; for {wanted_for}: pip install --editable '.[{extra}]' where thumbnet came from"
 
 
 def _kernel_uses(machine: dict[str, Any]) -> list[str]:

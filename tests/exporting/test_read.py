@@ -11,8 +11,8 @@ from PIL import Image
 
 from thumbnet.errors import DataError, DivergedError, UsageError
 from thumbnet.evaluation.predict import Predictor
-from thumbnet.export import read
-from thumbnet.export.read import OnnxClassifier
+from thumbnet.exporting import read
+from thumbnet.exporting.read import OnnxClassifier
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from thumbnet.config import DistortConfig
-from thumbnet.export.network import PictureNet
+from thumbnet.exporting.network import PictureNet
 from thumbnet.input.distort import prepare
 
 

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,13 +9,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import thumbnet
 from thumbnet.errors import ThumbnetError, UsageError
 from thumbnet.evaluation.predict import Predictor
-from thumbnet.export import write
-from thumbnet.export.write import export_onnx
+from thumbnet.exporting import write
+from thumbnet.exporting.write import export_onnx
+
+DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 
 
 def pictures(side: int, count: int = 5) -> np.ndarray:
@@ -70,6 +75,24 @@ def test_the_file_says_what_it_is(predictor: Predictor, exported: Path) -> None:
     assert "thumbnet/src" not in str(model)
 
 
+def test_the_documented_program_asks_it(
+    predictor: Predictor,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    shutil.copy(exported, tmp_path / "flowers.onnx")
+    Image.fromarray(pictures(32)[-1]).save(tmp_path / "photo.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, str(DOCS), "exec"), {})
+    expected = predictor.predict("photo.jpg")  # a square of the right size, which both take as it is
+    name, probability = capsys.readouterr().out.split()
+    assert name == expected.label
+    assert float(probability) == pytest.approx(expected.probability, abs=1e-5)
+
+
 def test_a_file_that_is_there_is_replaced_and_folders_are_made(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "model.onnx"
     path.parent.mkdir()
@@ -119,6 +142,6 @@ def test_without_the_packages(predictor: Predictor, tmp_path: Path, monkeypatch:
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
         return __import__(asked)
 
-    monkeypatch.setattr("thumbnet.export.packages.importlib.import_module", missing)
+    monkeypatch.setattr("thumbnet.exporting.packages.importlib.import_module", missing)
     with pytest.raises(UsageError, match=rf"need the package {name}, which is not installed\n.*\[onnx\]"):
         export_onnx(predictor, tmp_path / "model.onnx")

@@ -13,7 +13,7 @@ from thumbnet.errors import DataError, UsageError
 from thumbnet.evaluation.classifier import Classifier
 from thumbnet.evaluation.evaluate import batch_size_for
 from thumbnet.evaluation.metrics import insist_finite
-from thumbnet.export.packages import import_onnx
+from thumbnet.exporting.packages import import_onnx
 from thumbnet.files import read_regular_file
 
 INPUT, OUTPUT = "pictures", "probabilities"

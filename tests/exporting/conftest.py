@@ -69,7 +69,7 @@ def predictor(make_predictor: Callable[..., Predictor]) -> Predictor:
 @pytest.fixture(scope="session")
 def exported(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its ONNX file."""
-    from thumbnet.export.write import export_onnx
+    from thumbnet.exporting.write import export_onnx
 
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     export_onnx(predictor, path)

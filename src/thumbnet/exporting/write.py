@@ -18,9 +18,9 @@ import torch
 import thumbnet
 from thumbnet.errors import ThumbnetError
 from thumbnet.evaluation.predict import Predictor
-from thumbnet.export.network import PictureNet
-from thumbnet.export.packages import import_onnx
-from thumbnet.export.read import INPUT, METADATA, OUTPUT, OnnxClassifier, run_session, start_session
+from thumbnet.exporting.network import PictureNet
+from thumbnet.exporting.packages import import_onnx
+from thumbnet.exporting.read import INPUT, METADATA, OUTPUT, OnnxClassifier, run_session, start_session
 from thumbnet.files import replace_file, write_error
 
 MODEL_FILE = "model.onnx"
