@@ -44,6 +44,23 @@ def test_the_newest_run_goes_into_its_folder(out: Path, capsys: pytest.CaptureFi
     )
 
 
+def test_a_file_tells_what_it_is(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = out / "one" / "told.onnx"
+    assert main(["export", "one", "--out", str(out), "--to", str(path), "--threads", "1"]) == 0
+    capsys.readouterr()
+    assert main(["info", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"{path}: network classic, ")
+    assert "from run one, step 3, average weights; data shapes" in told
+    assert "[N, 32, 32, 3] -> probabilities float32 [N, 10]" in told
+    assert main(["info", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["size_bytes"] == path.stat().st_size
+    assert len(facts["classes"]) == 10
+    assert main(["info", str(out / "none.onnx")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
 def test_a_checkpoint_weights_and_place_of_ones_choice(
     out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

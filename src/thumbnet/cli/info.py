@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.flags import add_out_flag, whole_number
 from thumbnet.errors import UsageError
+from thumbnet.printing import printable
 
 if TYPE_CHECKING:
     from thumbnet.config import Recipe
@@ -22,10 +24,10 @@ def add_parser(subparsers: Any) -> None:
         "info",
         help="the presets, or the layers of a network, preset or run, and how the run went",
         description="Without arguments: the presets. Else the layer table of a network: shapes, parameters, "
-        "multiply-adds; of a run also how far it is, or what came out.",
+        "multiply-adds; of a run also how far it is, or what came out. Of an exported file what it says of itself.",
     )
     parser.set_defaults(parser=parser)
-    parser.add_argument("run", nargs="?", help="a run")
+    parser.add_argument("run", nargs="?", help="a run, or a file NAME.onnx")
     parser.add_argument("--model", help="a network, by name; timm/NAME for one of timm")
     parser.add_argument("--preset", help="a preset")
     parser.add_argument("--crop", type=whole_number, help="side of the input in pixels, with --model (its preset's)")
@@ -42,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("info: --crop and --classes go with --model; a run and a preset have their own")
     if args.run is None and args.model is None and args.preset is None:
         return _print_presets(as_json=args.json)
+    if args.run is not None and args.run.endswith(".onnx"):
+        return _print_file(Path(args.run), as_json=args.json)
     from thumbnet.config import ModelConfig, load_preset
     from thumbnet.models import build_model
     from thumbnet.models.describe import describe_layers
@@ -68,6 +72,22 @@ def run(args: argparse.Namespace) -> int:
         if found is not None:
             print("\n".join([*_run_lines(found), ""]))
         _print_table(config.name, crop, layers, parameters)
+    return 0
+
+
+def _print_file(path: Path, *, as_json: bool) -> int:
+    """Print what an exported network says of itself; returns the exit code."""
+    from thumbnet.exporting.read import OnnxClassifier
+
+    facts, size = OnnxClassifier(path).facts, path.stat().st_size
+    if as_json:
+        print(json.dumps({"file": str(path), "size_bytes": size, **facts}))
+        return 0
+    height, width, channels = facts["image_shape"]
+    print(f"{path}: network {facts['model']}, {size / 2**20:.1f} MiB, written by thumbnet {facts['thumbnet']}")
+    print(f"from run {facts['run']}, step {facts['step']}, {facts['weights']} weights; data {facts['data']}")
+    print(f"pictures uint8 [N, {height}, {width}, {channels}] -> probabilities float32 [N, {len(facts['classes'])}]")
+    print("classes: " + printable(", ".join(facts["classes"])))
     return 0
 
 

@@ -37,7 +37,8 @@ class OnnxClassifier(Classifier):
             DataError: it is damaged, or refers to other files.
         """
         content = _read(path)
-        facts = _facts_of(path, content)
+        self.facts = facts = _facts_of(path, content)
+        """What the file says of itself: the entries of `METADATA`."""
         height, width, channels = facts["image_shape"]
         super().__init__(facts["classes"], (height, width, channels), batch_size_for(height))
         self.path = path
