@@ -141,7 +141,7 @@ def train(preset: str, seed: int, data_dir: Path | None, runs: Path | None) -> d
         command = [sys.executable, "-m", "thumbnet.cli.main", "train", "--json"]
         command += ["--data-dir", str(data_dir)] if data_dir else []
         if path.exists():
-            insist_same_recipe(path, preset, seed)
+            insist_can_go_on(path, preset, seed)
             command += ["--resume", str(path)]
         else:
             command += ["--preset", preset, "--seed", str(seed), "--out", str(path.parent), "--name", path.name]
@@ -149,16 +149,22 @@ def train(preset: str, seed: int, data_dir: Path | None, runs: Path | None) -> d
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         result: dict[str, Any] = json.loads((path / "result.json").read_text(encoding="utf-8"))
         threads = Run.open(path).threads
+        batch_size = Run.open(path).recipe.input.batch_size
     kept = {key: value for key, value in result.items() if key not in ("run", "preset")}
+    # Over all sessions of a run that was interrupted; what the run keeps is of its last one.
+    kept["images_per_second"] = kept["steps"] * batch_size / kept["train_seconds"]
     return {"seed": seed, "threads": threads} | kept
 
 
-def insist_same_recipe(path: Path, preset: str, seed: int) -> None:
-    """End the program if a run is of something else than the preset as it is now, with this seed."""
+def insist_can_go_on(path: Path, preset: str, seed: int) -> None:
+    """End the program if a run has no checkpoint, or is of something else than the preset as it is now, and this seed."""
     from thumbnet.config import load_preset
     from thumbnet.runs.run import Run
 
-    found, recipe = Run.open(path).recipe, load_preset(preset)
+    run, recipe = Run.open(path), load_preset(preset)
+    found = run.recipe
+    if not run.checkpoints.steps():
+        sys.exit(f"{path}: ended before anything was saved: delete it, and it begins anew")
     train = dataclasses.replace(recipe.train, precision=found.train.precision)  # `auto` is resolved in a run
     if found != dataclasses.replace(recipe, seed=seed, train=train):
         sys.exit(f"{path}: another recipe than that of {preset} today with seed {seed}: give another --runs")

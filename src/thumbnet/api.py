@@ -260,7 +260,7 @@ def load(
     if run is not None and (path := _run_of(run)).endswith(".onnx"):
         if (checkpoint, weights, precision) != ("latest", None, None):
             raise UsageError(f"{path} is of one checkpoint, in fp32: checkpoint, weights and precision are for runs")
-        return OnnxClassifier(Path(path), threads)
+        return OnnxClassifier.open(Path(path), threads)
     found, checkpoint = _find(run, out, checkpoint)
     return Predictor(found, checkpoint=checkpoint, weights=weights, precision=precision, note=say)
 
@@ -293,7 +293,7 @@ def export(
     engine.prepare(threads)
     found, checkpoint = _find(run, out, checkpoint)
     predictor = Predictor(found, checkpoint=checkpoint, weights=weights, note=say)
-    return export_onnx(predictor, Path(to) if to is not None else found.path / MODEL_FILE).path
+    return export_onnx(predictor, Path(to) if to is not None else found.path / MODEL_FILE, threads).path
 
 
 def _recipe_of(recipe: PathLike | Recipe | None, changes: Mapping[str, object]) -> Recipe:

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,8 +115,13 @@ def test_runs_that_are_kept_are_gone_on_with(tmp_path: Path, monkeypatch: pytest
     assert gone_on["train_seconds"] == finished["train_seconds"], "no step was left to do"
     assert "test" in gone_on
 
+    assert gone_on["images_per_second"] == finished["images_per_second"] == 4 / finished["train_seconds"]
+
     run.path.rename(tmp_path / "book-8")
     with pytest.raises(SystemExit, match="book-8: another recipe than that of book today with seed 8"):
+        train("book", 8, None, tmp_path)
+    shutil.rmtree(tmp_path / "book-8" / "checkpoints")
+    with pytest.raises(SystemExit, match="book-8: ended before anything was saved: delete it"):
         train("book", 8, None, tmp_path)
 
 

@@ -287,7 +287,7 @@ def test_a_resume_tells_what_rounds_otherwise_than_where_its_run_began(
     written = tmp_path / "one" / "run.json"
     described = json.loads(written.read_text())
     described["machine"] |= {"kernels": "FPGA", "torch": "1.0"}
-    del described["machine"]["cpu"]  # as a version that did not write it
+    del described["machine"]["device"]  # as a version that did not write it
     written.write_text(json.dumps(described))
     assert main([*resume, "3"]) == 0
     told = f"the run began with torch 1.0, now {torch.__version__}; kernels FPGA, now "

@@ -11,7 +11,6 @@ from PIL import Image
 
 from thumbnet.errors import DataError, DivergedError, UsageError
 from thumbnet.evaluation.predict import Predictor
-from thumbnet.exporting import read
 from thumbnet.exporting.read import OnnxClassifier
 
 
@@ -44,7 +43,7 @@ def external(tensor: TensorProto) -> TensorProto:
 
 
 def test_answers_are_those_of_the_run(predictor: Predictor, exported: Path, tmp_path: Path) -> None:
-    classifier = OnnxClassifier(exported, threads=1)
+    classifier = OnnxClassifier.open(exported, threads=1)
     assert (classifier.class_names, classifier.image_shape) == (predictor.class_names, (32, 32, 3))
     assert classifier.step == 7
     images = np.random.default_rng(2).integers(0, 256, (3, 50, 41, 3), dtype=np.uint8)  # cut and resized alike
@@ -55,7 +54,7 @@ def test_answers_are_those_of_the_run(predictor: Predictor, exported: Path, tmp_
 
 
 def test_no_picture_and_more_than_fit_at_once(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    classifier = OnnxClassifier(exported)
+    classifier = OnnxClassifier.open(exported)
     assert classifier.probabilities(np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, 3)
     images = np.random.default_rng(2).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
     whole = classifier.probabilities(images)
@@ -65,28 +64,28 @@ def test_no_picture_and_more_than_fit_at_once(exported: Path, monkeypatch: pytes
 
 def test_what_is_no_model_of_ours(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.onnx: there is no such file: `thumbnet export` writes one"):
-        OnnxClassifier(tmp_path / "none.onnx")
+        OnnxClassifier.open(tmp_path / "none.onnx")
     with pytest.raises(DataError, match="cannot be read: not a regular file"):
-        OnnxClassifier(tmp_path)
+        OnnxClassifier.open(tmp_path)
     text = tmp_path / "text.onnx"
     text.write_text("what is this?\n")
     with pytest.raises(UsageError, match=r"text\.onnx: not a model of `thumbnet export`: no ONNX file"):
-        OnnxClassifier(text)
+        OnnxClassifier.open(text)
     text.write_bytes(b"")
     with pytest.raises(UsageError, match="not a model of `thumbnet export`"):
-        OnnxClassifier(text)
+        OnnxClassifier.open(text)
 
 
 def test_a_file_that_was_cut(exported: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(exported.read_bytes()[:-1000])
     with pytest.raises((UsageError, DataError), match=r"cut\.onnx: "):
-        OnnxClassifier(cut)
+        OnnxClassifier.open(cut)
 
 
 def test_weights_in_other_files_are_refused(changed: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match="refers to other files for its weights"):
-        OnnxClassifier(changed(lambda model: external(model.graph.initializer[0])))
+        OnnxClassifier.open(changed(lambda model: external(model.graph.initializer[0])))
 
 
 def test_weights_in_other_files_are_refused_wherever_they_are(changed: Callable[..., Path]) -> None:
@@ -95,7 +94,7 @@ def test_weights_in_other_files_are_refused_wherever_they_are(changed: Callable[
         model.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=inner, else_branch=inner))
 
     with pytest.raises(DataError, match="refers to other files for its weights"):
-        OnnxClassifier(changed(hide))
+        OnnxClassifier.open(changed(hide))
 
 
 def test_a_graph_that_does_not_run(changed: Callable[..., Path]) -> None:
@@ -103,7 +102,7 @@ def test_a_graph_that_does_not_run(changed: Callable[..., Path]) -> None:
         model.graph.node[2].op_type = "NoSuchOperation"
 
     with pytest.raises(DataError, match=r"changed\.onnx: damaged: .*NoSuchOperation"):
-        OnnxClassifier(changed(spoil))
+        OnnxClassifier.open(changed(spoil))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +115,13 @@ def test_a_graph_that_does_not_run(changed: Callable[..., Path]) -> None:
         (lambda model: facts(model, image_shape=[32, 32]), "damaged: its metadata"),
         (lambda model: facts(model, image_shape=[32, -1, 3]), "damaged: its metadata"),
         (lambda model: facts(model, step="7"), "damaged: its metadata"),
+        (lambda model: facts(model, image_shape=[10**6, 10**6, 3]), "damaged: its metadata"),
+        (lambda model: facts(model, image_shape=[32, 32, 1]), "damaged: its metadata"),
+        (lambda model: facts(model, image_shape=[16, 16, 3]), "metadata 'thumbnet' do not fit its network"),
+        (lambda model: facts(model, classes=["one"]), "metadata 'thumbnet' do not fit its network"),
+        (lambda model: facts(model, classes=["a"] * 20), "metadata 'thumbnet' do not fit its network"),
+        (lambda model: facts(model, run=None), "damaged: its metadata"),
+        (lambda model: facts(model, format="\x1b[2J"), r"format \?\[2J, which a newer"),
         (lambda model: setattr(model.metadata_props[0], "value", "{"), "damaged: its metadata"),
         (lambda model: setattr(model.metadata_props[0], "value", "[]"), "damaged: its metadata"),
         (lambda model: setattr(model.metadata_props[0], "value", "[" * 100_000), "damaged: its metadata"),
@@ -125,10 +131,35 @@ def test_metadata_that_cannot_be_used(
     change: Callable[[Any], object], message: str, changed: Callable[..., Path]
 ) -> None:
     with pytest.raises((UsageError, DataError), match=message):
-        OnnxClassifier(changed(change))
+        OnnxClassifier.open(changed(change))
+
+
+def test_what_was_looked_at_is_what_runs(exported: Path, tmp_path: Path) -> None:
+    disguised = tmp_path / "disguised.onnx"
+    # A producer's name whose letters are where onnxruntime looks for the mark of its own format.
+    disguised.write_bytes(b"\x12\x06abORTM" + exported.read_bytes())
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    expected = OnnxClassifier.open(exported).probabilities(images)
+    assert OnnxClassifier.open(disguised).probabilities(images) == pytest.approx(expected)
+
+
+def test_a_network_that_fails_when_it_is_asked(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def run(self, *_: object) -> None:
+            raise RuntimeError("no \x1b[2J memory\nmore")
+
+    classifier = OnnxClassifier.open(exported)
+    monkeypatch.setattr(classifier, "_session", Failing())
+    with pytest.raises(DataError, match=r"model\.onnx: damaged: no \?\[2J memory$"):
+        classifier.probabilities(np.zeros((1, 32, 32, 3), np.uint8))
 
 
 def test_an_answer_that_is_not_finite_is_told(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "run_session", lambda _, images: np.full((len(images), 3), np.nan, np.float32))
+    class Diverged:
+        def run(self, *_: object) -> list[np.ndarray]:
+            return [np.full((1, 3), np.nan, np.float32)]
+
+    classifier = OnnxClassifier.open(exported)
+    monkeypatch.setattr(classifier, "_session", Diverged())
     with pytest.raises(DivergedError):
-        OnnxClassifier(exported).probabilities(np.zeros((1, 32, 32, 3), np.uint8))
+        classifier.probabilities(np.zeros((1, 32, 32, 3), np.uint8))

@@ -31,9 +31,11 @@ def test_says_which_engine_runs(change: dict[str, object], expected: list[str]) 
     assert all(text in line for text, line in zip(expected, lines, strict=True))
 
 
-@pytest.mark.parametrize(("extra", "package"), [("timm", "timm"), ("onnx", "onnxruntime")])
-def test_says_how_to_get_what_is_not_installed(extra: str, package: str) -> None:
-    lines = machine.machine_lines(machine.describe_machine(None) | {package: None})
+@pytest.mark.parametrize(
+    ("extra", "found"), [("timm", None), ("onnx", {"onnx": "1.23", "onnxscript": None, "onnxruntime": "1.32"})]
+)
+def test_says_how_to_get_what_is_not_installed(extra: str, found: dict[str, str | None] | None) -> None:
+    lines = machine.machine_lines(machine.describe_machine(None) | {extra: found})
     assert any(line.startswith(f"{extra} ") and f"pip install --editable '.[{extra}]'" in line for line in lines)
 
 

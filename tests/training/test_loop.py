@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from thumbnet import engine
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import CheckpointError, DivergedError, UsageError
+from thumbnet.monitor.neighbours import Neighbours
 from thumbnet.runs.checkpoint import Checkpoint
 from thumbnet.runs.run import Run
 from thumbnet.training import loop
@@ -231,6 +234,24 @@ def test_what_is_written_does_not_change_what_is_trained(
     train(told)
     assert newest_bytes(plain) == newest_bytes(told)
     assert list((told.path / "tensorboard").iterdir())
+
+
+def test_others_are_counted_on_all_cores_though_a_training_holds_each_thread_on_one(
+    train: Train, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores: list[int] = []
+
+    class Seen(Neighbours):
+        def busy_cores(self) -> float | None:
+            cores.append(self.cores)
+            return 0.25
+
+    monkeypatch.setattr(loop, "Neighbours", Seen)
+    torch.set_num_threads(engine.visible_cores())
+    run = Run.create(tmp_path, changed(recipe, train__steps=1), "run")
+    assert train(run).cores_busy_elsewhere == 0.25
+    assert cores == [len(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else [0]
+    assert json.loads((run.path / "result.json").read_text())["cores_busy_elsewhere"] == 0.25
 
 
 def test_a_learning_network_learns(train: Train, recipe: Recipe, splits: Splits, tmp_path: Path) -> None:

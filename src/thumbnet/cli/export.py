@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     engine.prepare(args.threads)
     this_run, which = choose_checkpoint(args.out, args.run_name, args.checkpoint)
     predictor = Predictor(this_run, checkpoint=which, weights=args.weights, note=note)
-    done = export_onnx(predictor, args.to or this_run.path / MODEL_FILE)
+    done = export_onnx(predictor, args.to or this_run.path / MODEL_FILE, args.threads)
     if args.json:
         print(json.dumps(dataclasses.asdict(done) | {"path": str(done.path), "step": predictor.step}))
         return 0

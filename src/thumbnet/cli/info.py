@@ -79,13 +79,14 @@ def _print_file(path: Path, *, as_json: bool) -> int:
     """Print what an exported network says of itself; returns the exit code."""
     from thumbnet.exporting.read import OnnxClassifier
 
-    facts, size = OnnxClassifier(path).facts, path.stat().st_size
+    facts, size = OnnxClassifier.open(path).facts, path.stat().st_size
     if as_json:
         print(json.dumps({"file": str(path), "size_bytes": size, **facts}))
         return 0
     height, width, channels = facts["image_shape"]
-    print(f"{path}: network {facts['model']}, {size / 2**20:.1f} MiB, written by thumbnet {facts['thumbnet']}")
-    print(f"from run {facts['run']}, step {facts['step']}, {facts['weights']} weights; data {facts['data']}")
+    said = {key: printable(value) for key, value in facts.items() if isinstance(value, str)}
+    print(f"{path}: network {said['model']}, {size / 2**20:.1f} MiB, written by thumbnet {said['thumbnet']}")
+    print(f"from run {said['run']}, step {facts['step']}, {said['weights']} weights; data {said['data']}")
     print(f"pictures uint8 [N, {height}, {width}, {channels}] -> probabilities float32 [N, {len(facts['classes'])}]")
     print("classes: " + printable(", ".join(facts["classes"])))
     return 0

@@ -95,7 +95,7 @@ def _exported(args: argparse.Namespace) -> tuple[Classifier, dict[str, Any]]:
     for flag, value in of_runs.items():
         if value is not None:
             raise UsageError(f"--model and {flag}: a file is of one checkpoint, in fp32; give one of the two")
-    classifier = OnnxClassifier(args.model, args.threads)
+    classifier = OnnxClassifier.open(args.model, args.threads)
     return classifier, {"model": str(args.model), "step": classifier.step}
 
 

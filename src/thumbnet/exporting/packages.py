@@ -7,6 +7,8 @@ from types import ModuleType
 
 from thumbnet.errors import UsageError
 
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
 
 def import_onnx(name: str) -> ModuleType:
     """Return onnx, onnxscript or onnxruntime.

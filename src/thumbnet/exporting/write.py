@@ -17,14 +17,17 @@ import torch
 
 import thumbnet
 from thumbnet.errors import ThumbnetError
+from thumbnet.evaluation.metrics import insist_finite
 from thumbnet.evaluation.predict import Predictor
 from thumbnet.exporting.network import PictureNet
-from thumbnet.exporting.packages import import_onnx
-from thumbnet.exporting.read import INPUT, METADATA, OUTPUT, OnnxClassifier, run_session, start_session
+from thumbnet.exporting.packages import PACKAGES, import_onnx
+from thumbnet.exporting.read import INPUT, METADATA, OUTPUT, OnnxClassifier, messages_in
 from thumbnet.files import replace_file, write_error
 
 MODEL_FILE = "model.onnx"
 """In the run's folder, where nothing else is asked for."""
+OPSET = 20
+"""Of ONNX's own operations: the first with GELU."""
 TOLERANCE = 1e-4
 """Largest difference of a probability from PyTorch's in float32, which is some 1e-6 for a trained network."""
 PARITY_PICTURES = 64
@@ -45,7 +48,7 @@ class Export:
     """The run's own arithmetic."""
 
 
-def export_onnx(predictor: Predictor, path: Path) -> Export:
+def export_onnx(predictor: Predictor, path: Path, threads: int | None = None) -> Export:
     """Write a run's network, with the preprocessing of its pictures and the names of its classes, as an ONNX file.
 
     Input `pictures`: uint8 [N, H, W, C], any N, of the size that the run was trained on. Output `probabilities`:
@@ -54,23 +57,23 @@ def export_onnx(predictor: Predictor, path: Path) -> Export:
     Args:
         predictor: the run's network.
         path: the file; one that is there is replaced.
+        threads: processor threads that onnxruntime is compared with; None for every core.
 
     Raises:
         UsageError: the packages for ONNX are not installed.
+        DivergedError: the network's output is not finite.
         ThumbnetError: the network cannot be said in ONNX, it answers otherwise there, or the disk refuses.
     """
-    onnx = import_onnx("onnx")
-    import_onnx("onnxscript")
-    import_onnx("onnxruntime")
+    for package in PACKAGES:
+        import_onnx(package)
     network = copy.deepcopy(predictor.network).cpu().float()
     plain = PictureNet(network, predictor.run.recipe.distort, predictor.image_shape).eval()
-    model = _as_onnx(plain, predictor)
-    onnx.checker.check_model(model, full_check=True)
-    content = model.SerializeToString()
     pictures_NHWC = _parity_pictures(predictor.image_shape)
-    probabilities_NC = run_session(start_session(content), pictures_NHWC)
     with torch.inference_mode():
         expected_NC = plain(torch.from_numpy(pictures_NHWC)).numpy()
+    insist_finite(expected_NC)
+    content = _as_onnx(plain, predictor)
+    probabilities_NC = OnnxClassifier(content, path, threads).probabilities(pictures_NHWC)  # as it will be read
     difference = float(np.abs(probabilities_NC - expected_NC).max())
     if not difference <= TOLERANCE:
         raise ThumbnetError(
@@ -82,7 +85,6 @@ def export_onnx(predictor: Predictor, path: Path) -> Export:
         replace_file(path, [content])
     except OSError as error:
         raise write_error(path, error, "--to") from error
-    OnnxClassifier(path)  # as it will be read
     return Export(
         path=path,
         size_bytes=len(content),
@@ -92,12 +94,13 @@ def export_onnx(predictor: Predictor, path: Path) -> Export:
     )
 
 
-def _as_onnx(plain: PictureNet, predictor: Predictor) -> Any:
-    """Return the network as an ONNX model.
+def _as_onnx(plain: PictureNet, predictor: Predictor) -> bytes:
+    """Return the network as the content of an ONNX file.
 
     Raises:
-        ThumbnetError: some of its operations have no form there.
+        ThumbnetError: some of its operations have no form there, or it is too large.
     """
+    onnx = import_onnx("onnx")
     # Two pictures: a batch of one would be taken for a constant.
     example = torch.from_numpy(_parity_pictures(predictor.image_shape)[:2])
     try:
@@ -109,14 +112,27 @@ def _as_onnx(plain: PictureNet, predictor: Predictor) -> Any:
                 dynamic_shapes=({0: torch.export.Dim("pictures")},),
                 input_names=[INPUT],
                 output_names=[OUTPUT],
+                opset_version=OPSET,
                 verbose=False,
             )
+        assert program is not None
+        model = program.model_proto
+        _describe(model, predictor)
+        onnx.checker.check_model(model, full_check=True)
+        content: bytes = model.SerializeToString()
     except Exception as error:  # whatever an operation without a form raises
         why = (str(error) or repr(error)).strip().splitlines()[0]
         name = predictor.run.recipe.model.name
         raise ThumbnetError(f"network {name}: this cannot be said in ONNX: {why}") from error
-    assert program is not None
-    model = program.model_proto
+    return content
+
+
+def _describe(model: Any, predictor: Predictor) -> None:
+    """Say in a model what it is, in place of what PyTorch's exporter writes to every node: code and paths of here."""
+    for message in messages_in(model):
+        for name in ("metadata_props", "doc_string"):
+            if name in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(name)
     run, recipe = predictor.run, predictor.run.recipe
     facts = {
         "format": 1,
@@ -124,7 +140,7 @@ def _as_onnx(plain: PictureNet, predictor: Predictor) -> Any:
         "run": run.path.name,
         "preset": recipe.preset,
         "model": recipe.model.name,
-        "data": recipe.data.name,
+        "data": Path(recipe.data.name).name,
         "step": predictor.step,
         "weights": predictor.weights,
         "image_shape": predictor.image_shape,
@@ -138,7 +154,6 @@ def _as_onnx(plain: PictureNet, predictor: Predictor) -> Any:
         f"{OUTPUT}: float32 [N, {len(predictor.class_names)}]; the classes are in the metadata, under {METADATA}."
     )
     model.producer_name, model.producer_version = "thumbnet", thumbnet.__version__
-    return model
 
 
 @contextlib.contextmanager

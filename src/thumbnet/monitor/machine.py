@@ -34,7 +34,7 @@ def describe_machine(data_dir: Path | None) -> dict[str, Any]:
         "amx_kernels": amx_ready() and precision.name == "bf16",
         "compiler": find_compiler(),
         "timm": engine.version_of("timm"),
-        "onnxruntime": engine.version_of("onnxruntime"),
+        "onnx": {package: engine.version_of(package) for package in ("onnx", "onnxscript", "onnxruntime")},
         "cache": str(cache_dir(data_dir)),
     }
 
@@ -54,9 +54,14 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
         *(f"           {line}" for line in _kernel_uses(machine)),
         f"compiler   {machine['compiler'] or 'none: gcc would compile the kernels'}",
         f"timm       {machine['timm'] or _missing('timm', '--model timm/NAME')}",
-        f"onnx       {machine['onnxruntime'] or _missing('onnx', '`thumbnet export`')}",
+        f"onnx       {_versions(machine['onnx']) or _missing('onnx', '`thumbnet export`')}",
         f"data       {machine['cache']}",
     ]
+
+
+def _versions(packages: dict[str, str | None]) -> str | None:
+    """Return the versions of packages in words; None unless all of them are there."""
+    return ", ".join(f"{name} {version}" for name, version in packages.items()) if all(packages.values()) else None
 
 
 def _missing(extra: str, wanted_for: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 WORTH_TELLING = 0.5
 """Cores: a step waits for its slowest thread, so half a core is felt; what a desktop does on the side is not."""
+LEAST_S = 0.5
+"""Of a measurement: the system counts in hundredths of a second, on each core."""
 
 
 class Neighbours:
@@ -29,14 +31,14 @@ class Neighbours:
         return len(self._cores)
 
     def busy_cores(self) -> float | None:
-        """Return how many cores' worth of time others have taken on average, from 0; None where it is not told.
+        """Return how many cores' worth of time others have taken on average, from 0; None where it cannot be told yet.
 
         The processes that this one has started count as its own when they have ended.
         """
         if self._since is None or (now := self._now()) is None:
             return None
         seconds, all_s, own_s = (after - before for before, after in zip(self._since, now, strict=True))
-        return min(max(all_s - own_s, 0.0) / seconds, float(self.cores)) if seconds else None
+        return None if seconds < LEAST_S else min(max(all_s - own_s, 0.0) / seconds, float(self.cores))
 
     def _now(self) -> tuple[float, float, float] | None:
         """Return the time, and the processor time that all programs and this one have used, in seconds."""

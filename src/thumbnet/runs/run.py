@@ -48,6 +48,8 @@ from thumbnet.runs.store import CheckpointStore
 
 RUN_FILE, RECIPE_FILE, RESULT_FILE = "run.json", "recipe.toml", "result.json"
 METRICS_FILE = "metrics.jsonl"
+ARITHMETIC = ("torch", "device", "cpu", "kernels", "ONEDNN_MAX_CPU_ISA")
+"""Entries of `run.json`."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}")
 
 
@@ -76,9 +78,10 @@ class Run:
                 be written to.
             ThumbnetError: the disk is full or refuses.
         """
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and (not _NAME.fullmatch(name) or name.endswith(".onnx")):
             raise UsageError(
-                f"--name {name!r}: use 1 to 100 of A-Z, a-z, 0-9 and _.+=-, beginning with a letter, digit or _"
+                f"--name {name!r}: use 1 to 100 of A-Z, a-z, 0-9 and _.+=-, beginning with a letter, digit or _ "
+                "and not ending in .onnx, as an exported file does"
             )
         recipe_bytes = _recipe_bytes(recipe)
         path: Path | None = None
@@ -119,8 +122,8 @@ class Run:
 
     @property
     def arithmetic(self) -> dict[str, str]:
-        """What `arithmetic` told where the run began; without what it does not say."""
-        before = {name: read_entry(self.path, "machine", name) for name in arithmetic()}
+        """What `arithmetic` told where the run began, as far as it was written down."""
+        before = {name: read_entry(self.path, "machine", name) for name in ARITHMETIC}
         return {name: value for name, value in before.items() if isinstance(value, str)}
 
     @property
@@ -315,12 +318,10 @@ def _recipe_bytes(recipe: Recipe) -> bytes:
 
 
 def arithmetic() -> dict[str, str]:
-    """Return what decides, beside recipe and threads, how sums round here."""
-    return {
-        "torch": torch.__version__,
-        "cpu": engine.cpu_name(),
-        "kernels": "AMX" if amx_ready() else "C" if load_library().handle else "none",
-    }
+    """Return the entries of `ARITHMETIC`: what decides, beside recipe and threads, how sums round here."""
+    kernels = "AMX" if amx_ready() else "C" if load_library().handle else "none"
+    values = (torch.__version__, engine.device().type, engine.cpu_name(), kernels, engine.isa_cap() or "none")
+    return dict(zip(ARITHMETIC, values, strict=True))
 
 
 def _describe_run(name: str, recipe: Recipe, created: str, data_dir: Path | None) -> dict[str, Any]:

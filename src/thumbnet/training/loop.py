@@ -120,6 +120,7 @@ class Training:
         """
         state, recipe = self.state, self.recipe
         first_step, first_s = state.step, state.train_s
+        neighbours = Neighbours()  # while this thread may still use all cores
         if recipe.train.summary_every and self._leads:
             self.summaries = Summaries(self.run.path / "tensorboard", purge_step=state.step or None)
         try:
@@ -140,7 +141,6 @@ class Training:
                     self.run.checkpoints.save(state.capture(recipe), note=self.console.note)
                 self._keep()
                 on_first_step()
-                neighbours = Neighbours()
                 self._clock.start()
                 self._window.restart(wait_s=batches.wait_s)
                 stopped = None

@@ -140,6 +140,7 @@ def train_new(
         DivergedError: a loss or gradient was not finite; a checkpoint of the step before it stands.
         Stopped: it was interrupted.
     """
+    neighbours = Neighbours()
     engine.prepare(options.threads, sharers=options.replicas.sharers)
     if restarted := run_of_job(out, options.replicas.timeout_s, options.note):
         return train_on(restarted, {}, options)
@@ -153,7 +154,7 @@ def train_new(
         note=options.note,
     )
     with _no_empty_run(run):
-        return _train(run, lambda: loaded, options, run.recipe.train.log_format, resume=False)
+        return _train(run, lambda: loaded, options, run.recipe.train.log_format, resume=False, neighbours=neighbours)
 
 
 def follow(options: Options) -> TrainResult:
@@ -218,19 +219,27 @@ def train_on(run: Run, overrides: Mapping[str, object], options: Options) -> Tra
 
 
 def _train(
-    run: Run, load: Callable[[], Splits], options: Options, log_format: LogFormat, *, resume: bool
+    run: Run,
+    load: Callable[[], Splits],
+    options: Options,
+    log_format: LogFormat,
+    *,
+    resume: bool,
+    neighbours: Neighbours | None = None,
 ) -> TrainResult:
-    """Train a run, new or begun, to its end, and evaluate it."""
+    """Train a run, new or begun, to its end, and evaluate it; says what to do where `neighbours` keep cores busy."""
     start_seconds: list[float] = []
-    replicas, neighbours = options.replicas, Neighbours()
+    replicas = options.replicas
     with folder_of(run, log_format, replicas, quiet=options.quiet) as console:
         splits = load()
         if not replicas.rank:
             announce_run(replicas, run, resume=resume)
         insist_same_data(replicas, splits)
         training = open_training(run, splits, console, resume=resume, replicas=replicas)
-        for line in [*_opening_lines(training), *_crowd_lines(neighbours, replicas)]:
+        for line in _opening_lines(training):
             console.note(line)
+        if neighbours is not None and replicas.count == 1 and (advice := _threads_advice(neighbours)):
+            console.note(advice)
         # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
         with StopSignal(options.second_signal, launched=is_launched(os.environ)) as stop:
             try:
@@ -329,19 +338,18 @@ def _opening_lines(training: Training) -> list[str]:
     return lines
 
 
-def _crowd_lines(neighbours: Neighbours, replicas: Replicas) -> list[str]:
+def _threads_advice(neighbours: Neighbours) -> str | None:
     """Say what to do where other programs leave fewer cores than there are threads."""
-    busy = neighbours.busy_cores() if replicas.count == 1 else None
-    if (
-        busy is None
-        or busy < WORTH_TELLING
-        or torch.get_num_threads() <= (free := max(neighbours.cores - round(busy), 1))
-    ):
-        return []
-    return [
+    busy, threads = neighbours.busy_cores(), torch.get_num_threads()
+    if busy is None or busy < WORTH_TELLING or engine.device().type != "cpu":
+        return None
+    free = max(neighbours.cores - round(busy), 1)
+    if threads <= free:
+        return None
+    return (
         f"other programs keep {busy:.1f} of {neighbours.cores} cores busy, and a step waits for its slowest thread: "
         f"--threads {free} may be several times as fast"
-    ]
+    )
 
 
 def _speed_line(outcome: Outcome, figures: Mapping[str, Any]) -> str:
@@ -354,8 +362,8 @@ def _speed_line(outcome: Outcome, figures: Mapping[str, Any]) -> str:
         )
         if outcome.session_steps < outcome.steps:
             speed = f" over all sessions; the last {outcome.session_steps} of them, since the resume{speed}"
-    busy = outcome.cores_busy_elsewhere or 0.0
-    slowed = f"; other programs kept {busy:.1f} cores busy meanwhile" if busy >= WORTH_TELLING else ""
+    busy, spare = outcome.cores_busy_elsewhere or 0.0, engine.visible_cores() - torch.get_num_threads()
+    slowed = f"; other programs kept {busy:.1f} cores busy meanwhile" if busy - spare >= WORTH_TELLING else ""
     return (
         f"trained {trained}{speed}{slowed}; evaluation, not in this time, {figures.get('test_seconds', 0):.1f} s; "
         f"{figures['memory_mib']:,.0f} MiB resident"
