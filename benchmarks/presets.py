@@ -157,7 +157,7 @@ def train(preset: str, seed: int, data_dir: Path | None, runs: Path | None) -> d
 
 
 def insist_can_go_on(path: Path, preset: str, seed: int) -> None:
-    """End the program if a run has no checkpoint, or is of something else than the preset as it is now, and this seed."""
+    """End the program if a run has no checkpoint, or is not of the preset as it is now with this seed."""
     from thumbnet.config import load_preset
     from thumbnet.runs.run import Run
 
