@@ -121,7 +121,7 @@ def test_a_graph_that_does_not_run(changed: Callable[..., Path]) -> None:
         (lambda model: facts(model, classes=["one"]), "metadata 'thumbnet' do not fit its network"),
         (lambda model: facts(model, classes=["a"] * 20), "metadata 'thumbnet' do not fit its network"),
         (lambda model: facts(model, run=None), "damaged: its metadata"),
-        (lambda model: facts(model, format="\x1b[2J"), r"format \?\[2J, which a newer"),
+        (lambda model: facts(model, format="\x1b[2J"), r"format \\x1b\[2J, which a newer"),
         (lambda model: setattr(model.metadata_props[0], "value", "{"), "damaged: its metadata"),
         (lambda model: setattr(model.metadata_props[0], "value", "[]"), "damaged: its metadata"),
         (lambda model: setattr(model.metadata_props[0], "value", "[" * 100_000), "damaged: its metadata"),
@@ -150,7 +150,7 @@ def test_a_network_that_fails_when_it_is_asked(exported: Path, monkeypatch: pyte
 
     classifier = OnnxClassifier.open(exported)
     monkeypatch.setattr(classifier, "_session", Failing())
-    with pytest.raises(DataError, match=r"model\.onnx: damaged: no \?\[2J memory$"):
+    with pytest.raises(DataError, match=r"model\.onnx: damaged: no \\x1b\[2J memory$"):
         classifier.probabilities(np.zeros((1, 32, 32, 3), np.uint8))
 
 
