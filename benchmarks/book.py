@@ -58,8 +58,7 @@ def write_results(run: Run, evaluation: Mapping[str, Any], folder: Path) -> None
     result = json.loads((run.path / "result.json").read_text(encoding="utf-8"))
     figures = {"result": result, "evaluation": evaluation["raw"], FIRST_PICTURE: rows}
     machine = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
-    figures["machine"] = {key: machine["machine"][key] for key in ("cpu", "cores", "threads")}
-    figures["machine"]["torch"] = machine["torch"]
+    figures["machine"] = {key: machine["machine"][key] for key in ("cpu", "cores", "threads", "torch")}
     (folder / "result.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     (folder / "first_picture.txt").write_text("\n".join(table_of(rows, class_names)) + "\n", encoding="utf-8")
     (folder / "first_picture.png").write_bytes(plot(rows, class_names))

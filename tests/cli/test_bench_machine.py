@@ -30,6 +30,7 @@ MACHINE = {
     "amx_kernels": False,
     "compiler": "/usr/bin/cc",
     "timm": None,
+    "onnx": {"onnx": "1.23"},
     "cache": "/home/somebody",
 }
 
