@@ -148,8 +148,8 @@ def train(preset: str, seed: int, data_dir: Path | None, runs: Path | None) -> d
         if not (path / "result.json").exists():
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         result: dict[str, Any] = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        threads = Run.open(path).threads
-        batch_size = Run.open(path).recipe.input.batch_size
+        run = Run.open(path)
+        threads, batch_size = run.threads, run.recipe.input.batch_size
     kept = {key: value for key, value in result.items() if key not in ("run", "preset")}
     # Over all sessions of a run that was interrupted; what the run keeps is of its last one.
     kept["images_per_second"] = kept["steps"] * batch_size / kept["train_seconds"]

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from thumbnet.cli.flags import add_engine_flags, add_out_flag, checkpoint, note
+from thumbnet.cli.flags import add_checkpoint_flags, add_engine_flags, add_out_flag, note
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,12 +25,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("run_name", nargs="?", metavar="RUN", help="name or folder of a run (the newest in --out)")
     parser.add_argument("--to", type=Path, metavar="FILE", help="where to (model.onnx in the run's folder)")
     add_out_flag(parser)
-    parser.add_argument(
-        "--checkpoint", type=checkpoint, default="latest", metavar="latest|best|STEP", help="which one (latest)"
-    )
-    parser.add_argument(
-        "--weights", choices=("average", "raw"), help="which weights (averaged ones where the run has them)"
-    )
+    add_checkpoint_flags(parser)
     add_engine_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

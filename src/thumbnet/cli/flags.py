@@ -77,6 +77,16 @@ def add_out_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose one checkpoint of a run, and one kind of its weights."""
+    parser.add_argument(
+        "--checkpoint", type=checkpoint, default="latest", metavar="latest|best|STEP", help="which one (latest)"
+    )
+    parser.add_argument(
+        "--weights", choices=("average", "raw"), help="which weights (averaged ones where the run has them)"
+    )
+
+
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that overrule what the machine decides."""
     parser.add_argument("--threads", type=whole_number, metavar="N", help="processor threads (every core)")

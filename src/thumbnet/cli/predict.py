@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.flags import add_engine_flags, add_out_flag, checkpoint, note, whole_number
+from thumbnet.cli.flags import add_checkpoint_flags, add_engine_flags, add_out_flag, note, whole_number
 from thumbnet.errors import UsageError
 from thumbnet.printing import padded, printable, width_of
 
@@ -36,12 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--run", dest="run_name", metavar="RUN", help="name or folder of a run (the newest in --out)")
     parser.add_argument("--model", type=Path, metavar="FILE", help="a model of `thumbnet export` in place of a run")
     add_out_flag(parser)
-    parser.add_argument(
-        "--checkpoint", type=checkpoint, default="latest", metavar="latest|best|STEP", help="which one (latest)"
-    )
-    parser.add_argument(
-        "--weights", choices=("average", "raw"), help="which weights (averaged ones where the run has them)"
-    )
+    add_checkpoint_flags(parser)
     parser.add_argument("--top", type=whole_number, default=3, metavar="N", help="likeliest classes to tell (3)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="arithmetic (that of the run)")
     add_engine_flags(parser)

@@ -76,9 +76,8 @@ class Predictor(Classifier):
             step, tensors = read_manifest(path).step, load(path)
         self.step = step
         """Step of the checkpoint."""
-        self._precision = resolve_precision(precision or run.recipe.train.precision)
-        self.precision = self._precision.name
-        """fp32, bf16 or fp16."""
+        self.precision = resolve_precision(precision or run.recipe.train.precision)
+        """Arithmetic of the network."""
         self._layout = RecordFormat(image_shape=self.image_shape)
         self.network = place(
             build_model(run.recipe.model, num_classes=len(self.class_names), crop=crop, channels=self.image_shape[2])
@@ -96,7 +95,7 @@ class Predictor(Classifier):
         part = RecordPart(name="pictures", where="pictures", records=records)
         dataset = ImageDataset("pictures", self.class_names, self._layout, [part])
         distort = self.run.recipe.distort
-        logits_NC, _ = predict_logits(self.network, dataset, distort, precision=self._precision)
+        logits_NC, _ = predict_logits(self.network, dataset, distort, precision=self.precision)
         insist_finite(logits_NC)
         shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True, initial=-np.inf)
         weights_NC = np.exp(shifted_NC)

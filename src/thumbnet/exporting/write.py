@@ -90,7 +90,7 @@ def export_onnx(predictor: Predictor, path: Path, threads: int | None = None) ->
         size_bytes=len(content),
         difference=difference,
         difference_to_run=float(np.abs(probabilities_NC - predictor.probabilities(pictures_NHWC)).max()),
-        precision=predictor.precision,
+        precision=predictor.precision.name,
     )
 
 
