@@ -6,7 +6,7 @@ All 50,000 training images, cropped from a border of 4 reflected pixels and mirr
 momentum, decay 5e-4, label smoothing 0.1, a rate that rises for a fifth of the training and then falls to 0; bfloat16
 autocast and channels-last. Each number of epochs is a training of its own, with one look at the test set when it is
 over; its time is the time to what it reaches. Distortions are of whole batches, so that the input takes next to no
-time. Written: benchmarks/results/resnet18.json.
+time. Written: benchmarks/results/resnet18.json; lengths that are there already stay, unless they are trained again.
 """
 
 from __future__ import annotations
@@ -45,18 +45,38 @@ def main() -> None:
     args = parser.parse_args()
     train_set = load([args.data / f"data_batch_{number}.bin" for number in range(1, 6)])
     test_set = load([args.data / "test_batch.bin"])
-    runs = []
+    runs = earlier_runs(args.out)
     for epochs in args.epochs:
         torch.manual_seed(args.seed)
         network = build_network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         started = time.perf_counter()
         train(network, *train_set, epochs=epochs)
         seconds = time.perf_counter() - started
-        runs.append({"epochs": epochs, "seed": args.seed, "train_seconds": seconds} | evaluate(network, *test_set))
-        print(json.dumps(runs[-1]), flush=True)
-        result = {"benchmark": "resnet18", "precision": "bf16", "threads": torch.get_num_threads(), "runs": runs}
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        args.out.write_text(json.dumps(result | {"versions": versions}, indent=1) + "\n", encoding="utf-8")
+        run = {"epochs": epochs, "seed": args.seed, "train_seconds": seconds} | evaluate(network, *test_set)
+        print(json.dumps(run), flush=True)
+        runs = sorted([run, *(other for other in runs if other["epochs"] != epochs)], key=lambda one: one["epochs"])
+        args.out.write_text(json.dumps(conditions() | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
+
+
+def conditions() -> dict[str, Any]:
+    """Return what all runs of a results file have in common."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"benchmark": "resnet18", "precision": "bf16", "threads": torch.get_num_threads(), "versions": versions}
+
+
+def earlier_runs(path: Path) -> list[dict[str, Any]]:
+    """Return the runs of a results file, none if there is no such file yet.
+
+    Raises:
+        SystemExit: they were trained with other versions, or on another number of threads.
+    """
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if {key: result[key] for key in conditions()} != conditions():
+        raise SystemExit(f"{path} is of other versions or another number of threads: give another --out")
+    runs: list[dict[str, Any]] = result["runs"]
+    return runs
 
 
 def load(files: list[Path]) -> tuple[Tensor, Tensor]:

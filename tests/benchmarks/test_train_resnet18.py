@@ -3,8 +3,10 @@
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,20 +36,29 @@ def test_a_distorted_image_is_a_window_of_the_reflected_one_or_its_mirror_image(
     assert {flipped for _, _, flipped in found} == {False, True}
 
 
-def test_trains_evaluates_and_writes(
-    resnet: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def train(resnet: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function that trains on a few pictures of noise and returns the results file."""
     records = np.random.default_rng(0).integers(0, 10, (8, 3073), np.uint8)
     for name in (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"):
         records.tofile(tmp_path / name)
     monkeypatch.setattr(resnet, "BATCH", 4)
     monkeypatch.setattr(resnet, "TRAINING_IMAGES", 40)
-    out = tmp_path / "resnet18.json"
-    monkeypatch.setattr(
-        sys, "argv", ["train_resnet18.py", "--data", str(tmp_path), "--epochs", "1", "2", "--out", str(out)]
-    )
-    resnet.main()
-    result = json.loads(out.read_text())
+
+    def run(*epochs: str) -> dict[str, Any]:
+        out = tmp_path / "resnet18.json"
+        monkeypatch.setattr(
+            sys, "argv", ["train_resnet18.py", "--data", str(tmp_path), "--epochs", *epochs, "--out", str(out)]
+        )
+        resnet.main()
+        result: dict[str, Any] = json.loads(out.read_text())
+        return result
+
+    return run
+
+
+def test_trains_evaluates_and_writes(train: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    result = train("1", "2")
     assert [run["epochs"] for run in result["runs"]] == [1, 2]
     for run in result["runs"]:
         assert 0 <= run["accuracy"] <= 1
@@ -56,3 +67,17 @@ def test_trains_evaluates_and_writes(
     told = capsys.readouterr().out
     assert "step 1/10 " in told
     assert "step 1/20 " in told
+
+
+def test_keeps_the_lengths_that_are_there_unless_they_are_trained_again(
+    train: Callable[..., dict[str, Any]], resnet: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (long,) = train("2")["runs"]
+    (short,) = train("1")["runs"][:1]
+    again = train("1")["runs"]
+    assert again[1] == long
+    assert again[0]["epochs"] == 1
+    assert again[0]["train_seconds"] != short["train_seconds"]
+    monkeypatch.setattr(resnet.platform, "python_version", lambda: "3.99")
+    with pytest.raises(SystemExit, match=r"resnet18\.json is of other versions or another number of threads"):
+        train("1")
