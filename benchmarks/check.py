@@ -4,7 +4,7 @@
 
 The step of the classic network, and that of the quick preset where the machine has AMX, are measured in processes of
 their own, with and without kernels in turn. The median ratio of the rounds must be above 1.0, far below what a quiet
-machine with AMX measures, 2.1 and 1.7 (`results/machine.json`); with AVX2 alone it is 1.2 for the classic network
+machine with AMX measures, 2.8 and 1.6 (`results/machine.json`); with AVX2 alone it is 1.2 for the classic network
 (`results/machine-avx2.json`), which leaves no room for a stricter limit. If it is not, the rounds are measured again,
 more of them and longer, before this fails: a busy machine hits one turn or another, a regression hits all of them.
 """

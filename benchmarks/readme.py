@@ -84,15 +84,17 @@ def training_time(path: Path) -> float:
 
 def accuracy_of(preset: dict[str, Any]) -> str:
     """Return mean and deviation of the test accuracy with a single view and, if there are any, with several."""
+
+    def spread(found: dict[str, Any]) -> str:
+        return percent(found["mean"]) + (f" ± {100 * found['deviation']:.2f}" if preset["n"] > 1 else "")
+
     weights = next(iter(preset["accuracy"]))
-    single = preset["accuracy"][weights]
-    accuracy = f"{percent(single['mean'])} ± {100 * single['deviation']:.2f}"
+    accuracy = spread(preset["accuracy"][weights])
     if preset["view_accuracy"]:
-        several = preset["view_accuracy"][weights]
         views = f"{VIEWS[preset['views']]} views"
         if preset.get("views_share", 1.0) < 1:
             views += f" of the unsure {100 * preset['views_share']:.0f} %"
-        accuracy += f"; over {views} {percent(several['mean'])} ± {100 * several['deviation']:.2f}"
+        accuracy += f"; over {views} {spread(preset['view_accuracy'][weights])}"
     return accuracy
 
 

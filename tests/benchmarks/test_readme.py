@@ -145,6 +145,11 @@ def test_the_row_of_a_preset(readme: ModuleType) -> None:
     )
 
 
+def test_a_single_seed_has_no_deviation(readme: ModuleType) -> None:
+    accuracy = readme.accuracy_of(preset_result() | {"n": 1})
+    assert accuracy == "93.76 %; over 6 views of the unsure 25 % 95.00 %"
+
+
 def test_a_row_says_how_many_seeds_were_timed(readme: ModuleType) -> None:
     one = {"mean": 630.0, "lowest": 630.0, "highest": 630.0, "n": 1}
     row = readme.preset_row(preset_result() | {"train_seconds": one})
