@@ -109,8 +109,8 @@ def test_a_file_that_is_there_is_replaced_and_folders_are_made(predictor: Predic
 def test_a_form_that_answers_otherwise_is_not_written(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = write.OnnxClassifier._ask
-    monkeypatch.setattr(write.OnnxClassifier, "_ask", lambda *asked: right(*asked) + 0.001)
+    right = write.OnnxClassifier.ask
+    monkeypatch.setattr(write.OnnxClassifier, "ask", lambda *asked: right(*asked) + 0.001)
     with pytest.raises(ThumbnetError, match=r"differ from PyTorch's by up to 0\.001, and 0\.0001 is allowed"):
         export_onnx(predictor, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
@@ -156,11 +156,6 @@ def test_a_place_that_cannot_be_written(predictor: Predictor, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
 def test_without_the_packages(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def missing(asked: str) -> object:
-        if asked == name:
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-        return __import__(asked)
-
-    monkeypatch.setattr("thumbnet.exporting.packages.importlib.import_module", missing)
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError, match=rf"need the package {name}, which is not installed\n.*\[onnx\]"):
         export_onnx(predictor, tmp_path / "model.onnx")

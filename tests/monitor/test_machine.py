@@ -32,7 +32,12 @@ def test_says_which_engine_runs(change: dict[str, object], expected: list[str]) 
 
 
 @pytest.mark.parametrize(
-    ("extra", "found"), [("timm", None), ("onnx", {"onnx": "1.23", "onnxscript": None, "onnxruntime": "1.32"})]
+    ("extra", "found"),
+    [
+        ("timm", None),
+        ("onnx", {"onnx": "1.23", "onnxscript": None, "onnxruntime": "1.32"}),
+        ("serve", {"fastapi": "0.165", "uvicorn": None, "python-multipart": "0.0.34"}),
+    ],
 )
 def test_says_how_to_get_what_is_not_installed(extra: str, found: dict[str, str | None] | None) -> None:
     lines = machine.machine_lines(machine.describe_machine(None) | {extra: found})

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from thumbnet.cli.flags import add_checkpoint_flags, add_engine_flags, add_out_flag, note
+from thumbnet.cli.flags import WEIGHTS_IN_WORDS, add_checkpoint_flags, add_engine_flags, add_out_flag, note
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(dataclasses.asdict(done) | {"path": str(done.path), "step": predictor.step}))
         return 0
-    weights = {"average": "averaged weights", "raw": "raw weights"}[predictor.weights]
+    weights = WEIGHTS_IN_WORDS[predictor.weights]
     height, width, channels = predictor.image_shape
     print(f"run {this_run.path}, step {predictor.step}, {weights}")
     print(

@@ -11,6 +11,9 @@ from typing import Any, Literal, NoReturn
 
 from thumbnet.errors import UsageError, close_match, did_you_mean
 
+WEIGHTS_IN_WORDS = {"average": "averaged weights", "raw": "raw weights"}
+"""What `--weights` chooses between, as people are told of it."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises `UsageError`, accepts 2015's underscores, and suggests the flag that was meant."""
@@ -83,7 +86,7 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=checkpoint, default="latest", metavar="latest|best|STEP", help="which one (latest)"
     )
     parser.add_argument(
-        "--weights", choices=("average", "raw"), help="which weights (averaged ones where the run has them)"
+        "--weights", choices=tuple(WEIGHTS_IN_WORDS), help="which weights (averaged ones where the run has them)"
     )
 
 

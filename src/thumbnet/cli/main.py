@@ -18,7 +18,7 @@ from thumbnet.errors import ThumbnetError, UsageError, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-COMMANDS = ("train", "eval", "predict", "export", "new", "data", "info", "doctor", "bench")
+COMMANDS = ("train", "eval", "predict", "export", "serve", "new", "data", "info", "doctor", "bench")
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 

@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.flags import add_checkpoint_flags, add_engine_flags, add_out_flag, note, whole_number
+from thumbnet.cli.flags import (
+    WEIGHTS_IN_WORDS,
+    add_checkpoint_flags,
+    add_engine_flags,
+    add_out_flag,
+    note,
+    whole_number,
+)
 from thumbnet.errors import UsageError
 from thumbnet.printing import padded, printable, width_of
 
@@ -51,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from thumbnet.evaluation.predict import find_pictures
 
     classifier, source = _exported(args) if args.model else _of_run(args)
-    words = {"average": "averaged weights", "raw": "raw weights"}
-    where = [words[value] if what == "weights" else f"{what} {value}" for what, value in source.items()]
+    where = [WEIGHTS_IN_WORDS[value] if what == "weights" else f"{what} {value}" for what, value in source.items()]
     note(f"{', '.join(where)}, {len(classifier.class_names):,} classes")
     files = find_pictures(args.pictures)
     top = min(args.top, len(classifier.class_names))

@@ -29,6 +29,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp"}
 MAX_PIXELS = 80_000_000
 """Most pixels of a picture: decoding takes up to 4 bytes for each. Pillow itself objects from 89 million on."""
 
+_NAMES = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP"}
 _ORIENTATION_TAG = 0x0112
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,15 +65,23 @@ class UnreadPictureError(PictureError):
     """The same for a reason that may pass without a change of the file: the disk refuses it, or memory is short."""
 
 
-def decode_picture(source: Path | IO[bytes] | Image.Image, size: int) -> np.ndarray:
+def decode_picture(
+    source: Path | IO[bytes] | Image.Image,
+    size: int,
+    *,
+    formats: tuple[str, ...] = FORMATS,
+    most_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """Return a picture as a square, uint8 [size, size, 3].
 
     Args:
         source: a file, a stream that can seek, or a picture that Pillow has opened or made, which stays as it is.
         size: side of the square, in pixels.
+        formats: some or all of `FORMATS`, others are refused.
+        most_pixels: pictures with more are refused before they are decoded.
 
     Raises:
-        PictureError: it is no picture of the four formats, is damaged or cut short, or has too many pixels.
+        PictureError: it is no picture of these formats, is damaged or cut short, or has too many pixels.
         UnreadPictureError: the disk refuses it, or there is too little memory.
     """
     # The filters of `warnings` are shared by all threads (before Python 3.14): at worst a warning shows in another.
@@ -82,17 +91,17 @@ def decode_picture(source: Path | IO[bytes] | Image.Image, size: int) -> np.ndar
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             if isinstance(source, Image.Image):
-                return _square(source.copy(), size)
+                return _square(source.copy(), size, most_pixels)
             if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
                 raise PictureError("not a regular file")  # a pipe would block for ever
-            with Image.open(source, formats=FORMATS) as image:
-                return _square(image, size)
+            with Image.open(source, formats=formats) as image:
+                return _square(image, size, most_pixels)
         except PictureError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise PictureError(f"more than {MAX_PIXELS:,} pixels") from error
+            raise PictureError(f"more than {most_pixels:,} pixels") from error
         except UnidentifiedImageError as error:
-            what = "not a picture" if isinstance(source, Image.Image) else _what_instead(source)
+            what = "not a picture" if isinstance(source, Image.Image) else _what_instead(source, formats)
             raise PictureError(what) from error
         except MemoryError as error:
             raise UnreadPictureError("takes more memory than there is") from error
@@ -104,10 +113,10 @@ def decode_picture(source: Path | IO[bytes] | Image.Image, size: int) -> np.ndar
             raise PictureError(f"damaged: {error or type(error).__name__}") from error
 
 
-def _square(image: Image.Image, size: int) -> np.ndarray:
+def _square(image: Image.Image, size: int, most_pixels: int) -> np.ndarray:
     """Return an opened picture, not decoded yet, as uint8 [size, size, 3]."""
-    if image.width * image.height > MAX_PIXELS:
-        raise PictureError(f"{image.width:,} x {image.height:,} pixels, at most {MAX_PIXELS:,} in all")
+    if image.width * image.height > most_pixels:
+        raise PictureError(f"{image.width:,} x {image.height:,} pixels, at most {most_pixels:,} in all")
     image.draft(None, (_DRAFT_MARGIN * size, _DRAFT_MARGIN * size))  # does nothing unless it is a JPEG
     image = _resizable(image)
     side = min(image.size)
@@ -124,8 +133,7 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
 def _resizable(image: Image.Image) -> Image.Image:
     """Return a picture in a mode whose values can be averaged; only a palette, 1 bit and 16 bits need a change."""
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        values = np.asarray(image).astype(np.int64)
-        grey = Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
+        grey = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
         grey.info = image.info
         return grey
     if image.mode == "1":
@@ -153,7 +161,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _what_instead(source: Path | IO[bytes]) -> str:
+def _what_instead(source: Path | IO[bytes], formats: tuple[str, ...]) -> str:
     """Return why a file cannot be told to be a picture, by its first bytes."""
     if isinstance(source, Path):
         with source.open("rb") as file:
@@ -163,7 +171,9 @@ def _what_instead(source: Path | IO[bytes]) -> str:
         start = source.read(64)
     if not start:
         return "empty, 0 bytes"
+    *others, last = (_NAMES[name] for name in formats)
+    expected = f"{', '.join(others)} or {last}"
     for beginning, kind in _MASQUERADES.items():
         if start.lstrip().startswith(beginning):
-            return f"{kind}, not a JPEG, PNG, WebP or BMP"
-    return "not a JPEG, PNG, WebP or BMP, or damaged at its beginning"
+            return f"{kind}, not a {expected}"
+    return f"not a {expected}, or damaged at its beginning"

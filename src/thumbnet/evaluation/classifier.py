@@ -71,7 +71,7 @@ class Classifier(ABC):
         self._at_once = at_once
 
     @abstractmethod
-    def _ask(self, images_NHWC: np.ndarray) -> np.ndarray:
+    def ask(self, images_NHWC: np.ndarray) -> np.ndarray:
         """Return the probability of each class, float64 [n, classes], of pictures uint8 [n, H, W, C].
 
         Raises:
@@ -109,7 +109,7 @@ class Classifier(ABC):
         told = [
             Prediction(
                 file=os.fspath(picture) if isinstance(picture, str | os.PathLike) else "",
-                top=self._likeliest(probabilities_C, top),
+                top=self.likeliest(probabilities_C, top),
             )
             for picture, probabilities_C in zip(several, self.probabilities(several), strict=True)
         ]
@@ -127,7 +127,7 @@ class Classifier(ABC):
             UsageError: something is no picture.
         """
         squares = [self._square(picture, number) for number, picture in enumerate(pictures)]
-        return self._ask(np.stack(squares) if squares else np.zeros((0, *self.image_shape), np.uint8))
+        return self.ask(np.stack(squares) if squares else np.zeros((0, *self.image_shape), np.uint8))
 
     def predict_files(self, files: Sequence[str], *, top: int, stdin: IO[bytes] | None = None) -> Iterator[Prediction]:
         """Yield what each file shows, in order, and for those that cannot be read, the reason.
@@ -144,14 +144,15 @@ class Classifier(ABC):
             part = files[start : start + self._at_once]
             decoded = [self._decode(file, stdin) for file in part]
             images = [picture for picture in decoded if isinstance(picture, np.ndarray)]
-            answers = iter(self._ask(np.stack(images)) if images else ())
+            answers = iter(self.ask(np.stack(images)) if images else ())
             for file, picture in zip(part, decoded, strict=True):
                 if isinstance(picture, str):
                     yield Prediction(file=file, problem=picture)
                 else:
-                    yield Prediction(file=file, top=self._likeliest(next(answers), top))
+                    yield Prediction(file=file, top=self.likeliest(next(answers), top))
 
-    def _likeliest(self, probabilities_C: np.ndarray, top: int) -> tuple[tuple[str, float], ...]:
+    def likeliest(self, probabilities_C: np.ndarray, top: int) -> tuple[tuple[str, float], ...]:
+        """Return (class, probability) of the `top` likeliest classes, the likeliest first."""
         likeliest = np.argsort(-probabilities_C, kind="stable")[:top]
         return tuple((self.class_names[label], float(probabilities_C[label])) for label in likeliest)
 

@@ -85,7 +85,7 @@ class Predictor(Classifier):
         """From standardized images [N, C, crop, crop] to logits [N, classes]."""
         fit_state(self.network, tensors, f"{run.path}, step {self.step}, {self.weights} weights")
 
-    def _ask(self, images_NHWC: np.ndarray) -> np.ndarray:
+    def ask(self, images_NHWC: np.ndarray) -> np.ndarray:
         """Return the probability of each class, float64 [n, classes], of pictures uint8 [n, H, W, C].
 
         Raises:

@@ -86,7 +86,7 @@ class OnnxClassifier(Classifier):
         if [(end.name, end.type, list(end.shape[1:])) for end in ends] != told:
             raise DataError(f"{self._where}: damaged: its metadata '{METADATA}' do not fit its network")
 
-    def _ask(self, images_NHWC: np.ndarray) -> np.ndarray:
+    def ask(self, images_NHWC: np.ndarray) -> np.ndarray:
         """Return the probability of each class, float64 [n, classes], of pictures uint8 [n, H, W, C]."""
         answers = [np.zeros((0, len(self.class_names)), np.float32)]
         for start in range(0, len(images_NHWC), self._at_once):

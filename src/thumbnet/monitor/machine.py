@@ -35,6 +35,7 @@ def describe_machine(data_dir: Path | None) -> dict[str, Any]:
         "compiler": find_compiler(),
         "timm": engine.version_of("timm"),
         "onnx": {package: engine.version_of(package) for package in ("onnx", "onnxscript", "onnxruntime")},
+        "serve": {package: engine.version_of(package) for package in ("fastapi", "uvicorn", "python-multipart")},
         "cache": str(cache_dir(data_dir)),
     }
 
@@ -55,6 +56,7 @@ def machine_lines(machine: dict[str, Any]) -> list[str]:
         f"compiler   {machine['compiler'] or 'none: gcc would compile the kernels'}",
         f"timm       {machine['timm'] or _missing('timm', '--model timm/NAME')}",
         f"onnx       {_versions(machine['onnx']) or _missing('onnx', '`thumbnet export`')}",
+        f"serve      {_versions(machine['serve']) or _missing('serve', '`thumbnet serve`')}",
         f"data       {machine['cache']}",
     ]
 

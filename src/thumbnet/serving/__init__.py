@@ -1,0 +1,1 @@
+"""A network behind HTTP: pictures are sent, what they show comes back."""
