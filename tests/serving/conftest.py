@@ -82,7 +82,8 @@ class Client:
             connection.request(method, path, body, headers or {}, encode_chunked=chunked)
             reply = connection.getresponse()
             content = reply.read()
-            said = json.loads(content) if "json" in reply.headers.get("content-type", "") else content.decode()
+            as_json = content and "json" in reply.headers.get("content-type", "")
+            said = json.loads(content) if as_json else content.decode()
             return reply.status, said, reply.headers
 
     def predict(self, body: bytes, query: str = "", headers: dict[str, str] | None = None) -> tuple[int, Any]:

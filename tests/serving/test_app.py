@@ -89,6 +89,11 @@ def test_a_form_with_one_file_is_a_picture(lasting: Any) -> None:
         (*form(("form-data", RED)), '"name" must be provided'),
         (b"no form at all", {"Content-Type": "multipart/form-data; boundary=xyz"}, "a form with one file is expected"),
         (RED, {"Content-Type": "multipart/form-data"}, "Missing boundary"),
+        (
+            form(('name="\xe4"', RED))[0],
+            {"Content-Type": "multipart/form-data; boundary=xyz; charset=undefined"},
+            "decoded",
+        ),
         (form((FILE, RED))[0][:60], {"Content-Type": "multipart/form-data; boundary=xyz"}, "a form with one file"),
     ],
 )
@@ -110,6 +115,7 @@ def exif(orientation: int) -> bytes:
     [
         (saved(RED_IMAGE, "JPEG"), "red"),
         (saved(RED_IMAGE, "WEBP"), "red"),
+        (saved(RED_IMAGE, "JPEG", progressive=True), "red"),
         (saved(RED_IMAGE.convert("CMYK"), "JPEG"), "red"),
         (saved(RED_IMAGE.convert("P")), "red"),
         (saved(RED_IMAGE, save_all=True, append_images=[Image.new("RGB", (20, 20), "blue")]), "red"),
@@ -156,6 +162,8 @@ def png_by_hand(width: int, height: int) -> bytes:
         (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "SVG"),
         (saved(RED_IMAGE, "JPEG")[:-200], "damaged"),
         (saved(NOISE)[:-40], "damaged"),
+        # Each scan takes few bytes, and the time of the whole picture: some hundred kilobytes could take minutes.
+        (saved(RED_IMAGE, "JPEG", progressive=True)[:-2] + 101 * b"\xff\xda\0\x03\0\0\0", "more than 100 scans"),
         (png_by_hand(0, 5), "damaged"),
         (png_by_hand(9_000, 9_000), "at most 50,000,000"),
         (png_by_hand(2**31 - 1, 2**31 - 1), "pixels"),
@@ -187,6 +195,7 @@ def test_other_addresses_are_refused_in_the_same_form(lasting: Any, method: str,
 def test_which_network_answers_is_told(lasting: Any, colours: OnnxClassifier) -> None:
     assert lasting.send("GET", "/model")[:2] == (200, json.loads(json.dumps(colours.facts)))
     assert lasting.send("GET", "/health")[:2] == (200, {"status": "ok"})
+    assert lasting.send("HEAD", "/health")[0] == 200
 
 
 def test_the_interface_is_described(lasting: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from thumbnet.errors import UsageError
-from thumbnet.serving.listen import open_socket, url_of
+from thumbnet.serving.listen import is_open_to_all, open_socket, url_of
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -32,9 +32,9 @@ def ended_after(connection: socket.socket) -> float:
     return time.monotonic() - begun
 
 
-def send_for_20_seconds(connection: socket.socket) -> None:
+def send_for_20_seconds(connection: socket.socket, data: bytes) -> None:
     for _ in range(2000):
-        connection.sendall(b"10\r\n0123456789abcdef\r\n")
+        connection.sendall(data)
         time.sleep(0.01)
 
 
@@ -52,7 +52,15 @@ def test_who_goes_on_with_a_body_that_nobody_wants_is_not_listened_to(serve: Ser
     with client.open() as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            send_for_20_seconds(connection)
+            send_for_20_seconds(connection, b"10\r\n0123456789abcdef\r\n")
+    assert client.predict(red)[0] == 200
+
+
+def test_who_asks_and_never_takes_the_answers_is_not_waited_for(serve: Serve, red: bytes) -> None:
+    client = serve(head_seconds=0.3)
+    many = 10_000 * b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with client.open() as connection, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        send_for_20_seconds(connection, many)
     assert client.predict(red)[0] == 200
 
 
@@ -101,6 +109,12 @@ def test_an_address_of_another_machine_is_refused() -> None:
             open_socket(host, 0)
 
 
+def test_an_empty_address_lets_nobody_in() -> None:
+    """It would stand for all addresses: what a variable of the shell that is not set makes of `--host`."""
+    with pytest.raises(UsageError, match="--host is empty"):
+        open_socket("", 0)
+
+
 def test_a_port_of_the_administrator_s_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -115,6 +129,7 @@ def test_the_address_told_is_one_to_open(host: str, shown: str) -> None:
     if host == "::1" and not Path("/proc/net/if_inet6").exists():
         pytest.skip("no IPv6 here")
     with open_socket(host, 0) as listening:
+        assert is_open_to_all(listening) == (host == "0.0.0.0")
         assert url_of(listening) == f"http://{shown}:{listening.getsockname()[1]}"
 
 

@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parsed.parser.reject_unknown(unknown)
             parsed.words = arguments
             code: int = importlib.import_module(f"thumbnet.cli.{parsed.command}").run(parsed)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever started this
+                sys.stdout.flush()
     except ThumbnetError as error:
         if debug:
             traceback.print_exc()

@@ -37,6 +37,8 @@ _PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+_JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"
+"""What a JPEG begins with, and each of its scans (ITU-T T.81, table B.1): in its compressed data neither occurs."""
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {  # for the description of the interface: what FastAPI finds out by itself are JSON bodies
     "requestBody": {
@@ -94,7 +96,7 @@ def create_app(classifier: OnnxClassifier, limits: Limits | None = None, hosts: 
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with batcher.running():
             yield
-        decoders.shutdown()
+        decoders.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="thumbnet",
@@ -110,12 +112,16 @@ def create_app(classifier: OnnxClassifier, limits: Limits | None = None, hosts: 
         _add_file(app, path, resources.files("thumbnet.serving").joinpath("page", name).read_bytes(), kind)
 
     def decode(data: bytes) -> np.ndarray:
+        if data.startswith(_JPEG) and data.count(_SCAN) > limits.scans:
+            raise PictureError(f"a JPEG of more than {limits.scans} scans")
         return decode_picture(io.BytesIO(data), classifier.image_shape[0], formats=FORMATS, most_pixels=limits.pixels)
 
     @app.get("/health")
     async def health() -> Health:
         """Say that requests are answered."""
         return Health(status="ok")
+
+    app.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
 
     @app.get("/model")
     async def model() -> dict[str, Any]:

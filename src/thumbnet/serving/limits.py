@@ -19,20 +19,23 @@ class Limits:
     """What one request, and all of them together, may take.
 
     The memory that clients can make the server use is bounded by twice `at_once` times `body_bytes`, and `DECODERS`
-    times what `pixels` take while they are decoded, 12 bytes each for a picture with one transparent colour, the most
-    of all kinds that were tried: 1.8 GiB with these values.
+    times what `pixels` take while they are decoded, 15 bytes each for an animated WebP, the most of all kinds that were
+    tried: 2 GiB with these values.
     """
 
     body_bytes: int = 10 * 2**20
     """Largest body of a request."""
     pixels: int = 50_000_000
     """Most pixels of a picture, whatever its file's size."""
+    scans: int = 100
+    """Most scans of a JPEG, whose every one may be over the whole picture and take but a few bytes; usual are 10."""
     at_once: int = 32
     """Pictures being received, waiting or looked at; who comes then is asked to come again."""
     connections: int = 512
     """Open connections; more are answered with 503."""
     head_seconds: float = 10.0
-    """Time for the head of a request to arrive, and for what is left of a body that was refused."""
+    """Time for the head of a request to arrive, for what is left of a body that was refused, and for an answer to be
+    taken."""
     body_seconds: float = 30.0
     """Time for a body to arrive."""
     drain_seconds: int = 30

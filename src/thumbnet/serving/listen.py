@@ -33,6 +33,8 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises:
         UsageError: it cannot be had.
     """
+    if not host:
+        raise UsageError("--host is empty, which would let in everybody: give an address, such as 127.0.0.1")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -56,9 +58,14 @@ def _reason(error: Exception, host: str, port: int) -> str:
 def url_of(listening: socket.socket) -> str:
     """Return where a browser on this machine finds a socket."""
     host, port = listening.getsockname()[:2]
-    if ipaddress.ip_address(host).is_unspecified:
+    if is_open_to_all(listening):
         host = "127.0.0.1" if listening.family == socket.AF_INET else "::1"
     return f"http://{host if ':' not in host else f'[{host}]'}:{port}"
+
+
+def is_open_to_all(listening: socket.socket) -> bool:
+    """Tell whether a socket listens at every address that this machine has."""
+    return ipaddress.ip_address(listening.getsockname()[0]).is_unspecified
 
 
 def make_server(
@@ -113,9 +120,10 @@ def serve(server: uvicorn.Server, listening: socket.socket) -> int:
 
 
 class _ImpatientProtocol(H11Protocol):
-    """HTTP/1.1 whose clients have limited time for the head of a request, and for a body that nobody wants any more.
+    """HTTP/1.1 whose clients have limited time.
 
-    uvicorn itself would wait for ever for either. The body that is wanted has its own limit, in `receive`.
+    They have it for the head of a request, for a body that nobody wants any more, and for taking what they are sent;
+    uvicorn itself would wait for ever for each. The body that is wanted has its own limit, in `receive`.
     """
 
     def __init__(self, *arguments: Any, patience: float, **keywords: Any) -> None:
@@ -139,14 +147,35 @@ class _ImpatientProtocol(H11Protocol):
         super().on_response_complete()
         self._watch()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()  # which ends the connection once everything is taken
+        self._wait()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._wait()
+
     def _watch(self) -> None:
-        """Start the clock where the client is to send something, stop it where it is our turn."""
+        """Start the clock where the client is to send or take something, stop it where it is our turn."""
         head = self.conn.their_state is h11.IDLE
         unwanted = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
-        if not (head or unwanted):
+        if head or unwanted or self.flow.write_paused:
+            self._wait()
+        else:
             self._wait_no_longer()
-        elif self._end is None:
-            self._end = self.loop.call_later(self._patience, self.transport.close)
+
+    def _wait(self) -> None:
+        if self._end is None:
+            self._end = self.loop.call_later(self._patience, self.transport.abort)
 
     def _wait_no_longer(self) -> None:
         if self._end is not None:

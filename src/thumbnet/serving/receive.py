@@ -33,8 +33,9 @@ async def receive_picture(request: Request, limits: Limits) -> bytes:
         return body
     try:
         return await _only_file(request, body)
-    except MultiPartException as error:
-        raise HTTPException(400, f"a form with one file is expected: {error.message}") from error
+    except (MultiPartException, UnicodeError) as error:  # a form may name a charset that its texts are not of
+        why = error.message if isinstance(error, MultiPartException) else "it cannot be decoded"
+        raise HTTPException(400, f"a form with one file is expected: {why}") from error
 
 
 async def _receive(request: Request, most: int) -> bytes:
