@@ -7,6 +7,11 @@ from types import ModuleType
 
 from thumbnet.errors import UsageError
 
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+"""Packages of the extra `onnx`."""
+SERVE = ("fastapi", "uvicorn", "python_multipart")
+"""Packages that the extra `serve` has beside those."""
+
 
 def import_extra(name: str, extra: str, purpose: str) -> ModuleType:
     """Return a package of an extra.

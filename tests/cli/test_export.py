@@ -5,38 +5,22 @@ import pytest
 
 from thumbnet.cli.main import main
 
-TRAIN = ["--preset", "svhn", "--data", "shapes", "--batch-size", "20", "--steps", "3", "--threads", "1", "--no-test"]
 
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with one, trained for three steps, and a picture beside it."""
-    from PIL import Image
-
-    from thumbnet.data.shapes import draw_shapes
-
-    root = tmp_path_factory.mktemp("exports")
-    assert main(["train", *TRAIN, "--precision", "fp32", "--out", str(root / "runs"), "--name", "one"]) == 0
-    images, _ = draw_shapes()[1].gather([0])
-    Image.fromarray(images[0]).save(root / "shape.png")
-    return root / "runs"
-
-
-def test_the_newest_run_goes_into_its_folder(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "--out", str(out), "--threads", "1"]) == 0
+def test_the_newest_run_goes_into_its_folder(one_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--out", str(one_run), "--threads", "1"]) == 0
     said = capsys.readouterr().out.splitlines()
-    path = out / "one" / "model.onnx"
-    assert said[0] == f"run {out / 'one'}, step 3, averaged weights"
+    path = one_run / "one" / "model.onnx"
+    assert said[0] == f"run {one_run / 'one'}, step 3, averaged weights"
     assert said[1].startswith(f"{path}: ")
     assert "pictures uint8 [N, 32, 32, 3] -> probabilities float32 [N, 10]" in said[1]
     assert said[2].startswith("agrees with PyTorch: no probability differs by more than ")
     assert said[3] == f"ask it: thumbnet predict --model {path} photo.jpg"
 
-    picture = str(out.parent / "shape.png")
+    picture = str(one_run.parent / "shape.png")
     assert main(["predict", "--model", str(path), "--json", "--threads", "1", "--top", "10", picture]) == 0
     by_file = json.loads(capsys.readouterr().out)
     assert (by_file["model"], by_file["step"]) == (str(path), 3)
-    assert main(["predict", "--run", "one", "--out", str(out), "--json", "--top", "10", picture]) == 0
+    assert main(["predict", "--run", "one", "--out", str(one_run), "--json", "--top", "10", picture]) == 0
     by_run = json.loads(capsys.readouterr().out)
     likeliest, expected = (told["predictions"][0]["top"] for told in (by_file, by_run))
     assert {entry["class"]: entry["probability"] for entry in likeliest} == pytest.approx(
@@ -44,9 +28,9 @@ def test_the_newest_run_goes_into_its_folder(out: Path, capsys: pytest.CaptureFi
     )
 
 
-def test_a_file_tells_what_it_is(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = out / "one" / "told.onnx"
-    assert main(["export", "one", "--out", str(out), "--to", str(path), "--threads", "1"]) == 0
+def test_a_file_tells_what_it_is(one_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = one_run / "one" / "told.onnx"
+    assert main(["export", "one", "--out", str(one_run), "--to", str(path), "--threads", "1"]) == 0
     capsys.readouterr()
     assert main(["info", str(path)]) == 0
     told = capsys.readouterr().out
@@ -57,15 +41,18 @@ def test_a_file_tells_what_it_is(out: Path, capsys: pytest.CaptureFixture[str]) 
     facts = json.loads(capsys.readouterr().out)
     assert facts["size_bytes"] == path.stat().st_size
     assert len(facts["classes"]) == 10
-    assert main(["info", str(out / "none.onnx")]) == 2
+    assert main(["info", str(one_run / "none.onnx")]) == 2
     assert "there is no such file" in capsys.readouterr().err
 
 
 def test_a_checkpoint_weights_and_place_of_ones_choice(
-    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "first.onnx"
-    assert main(["export", str(out / "one"), "--checkpoint", "0", "--weights", "raw", "--to", str(path), "--json"]) == 0
+    assert (
+        main(["export", str(one_run / "one"), "--checkpoint", "0", "--weights", "raw", "--to", str(path), "--json"])
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert (told["path"], told["step"], told["precision"]) == (str(path), 0, "fp32")
     assert told["size_bytes"] == path.stat().st_size

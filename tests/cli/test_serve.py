@@ -1,7 +1,6 @@
 """`thumbnet serve`: which network answers, and what is refused before it starts."""
 
 import json
-import os
 import subprocess
 import sys
 import urllib.request
@@ -11,29 +10,25 @@ import pytest
 
 from thumbnet.cli.main import main
 
-TRAIN = ["--preset", "svhn", "--data", "shapes", "--batch-size", "20", "--steps", "3", "--threads", "1", "--no-test"]
 
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with one, trained for three steps, and a picture beside it."""
-    from PIL import Image
-
-    from thumbnet.data.shapes import draw_shapes
-
-    root = tmp_path_factory.mktemp("serves")
-    assert main(["train", *TRAIN, "--precision", "fp32", "--out", str(root / "runs"), "--name", "one"]) == 0
-    images, _ = draw_shapes()[1].gather([0])
-    Image.fromarray(images[0]).save(root / "shape.png")
-    return root / "runs"
-
-
-def test_a_run_answers_as_predict_does(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture = out.parent / "shape.png"
-    assert main(["predict", "--out", str(out), "--json", "--top", "10", str(picture)]) == 0
+def test_a_run_answers_as_predict_does(one_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = one_run.parent / "shape.png"
+    assert main(["predict", "--out", str(one_run), "--json", "--top", "10", str(picture)]) == 0
     expected = json.loads(capsys.readouterr().out)["predictions"][0]["top"]
-    words = [sys.executable, "-m", "thumbnet", "serve", "--out", str(out), "--port", "0", "--threads", "1", "--quiet"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+    words = [
+        sys.executable,
+        "-m",
+        "thumbnet",
+        "serve",
+        "--out",
+        str(one_run),
+        "--port",
+        "0",
+        "--threads",
+        "1",
+        "--quiet",
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().removeprefix("serving at ").strip()
@@ -51,7 +46,7 @@ def test_a_run_answers_as_predict_does(out: Path, capsys: pytest.CaptureFixture[
     )
     assert (facts["run"], facts["step"], facts["data"]) == ("one", 3, "shapes")
     assert process.returncode == 0
-    assert told[0] == f"run {out / 'one'}, step 3, averaged weights; exporting it"
+    assert told[0] == f"run {one_run / 'one'}, step 3, averaged weights; exporting it"
     assert told[-1] == "ended after 2 requests"
     assert not [line for line in told if "HTTP/1.1" in line]
 
@@ -71,25 +66,25 @@ def test_a_run_answers_as_predict_does(out: Path, capsys: pytest.CaptureFixture[
     ],
 )
 def test_what_cannot_be_served_is_told(
-    out: Path, arguments: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]
+    one_run: Path, arguments: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = [] if "--port" in arguments else ["--port", "0"]
-    assert main(["serve", *arguments, *port, "--out", str(out)]) == code
+    assert main(["serve", *arguments, *port, "--out", str(one_run)]) == code
     assert told in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named(
-    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    one_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert main(["serve", "--out", str(out)]) == 2
+    assert main(["serve", "--out", str(one_run)]) == 2
     told = capsys.readouterr().err
     assert "servers need the package uvicorn" in told
     assert "pip install --editable '.[serve]'" in told
 
 
-def test_a_damaged_file_is_told_before_anybody_asks(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = out.parent / "bad.onnx"
+def test_a_damaged_file_is_told_before_anybody_asks(one_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = one_run.parent / "bad.onnx"
     path.write_bytes(b"no network")
     assert main(["serve", str(path), "--port", "0"]) == 2
     assert "not a model of `thumbnet export`" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import http.client
-import os
 import signal
 import socket
 import subprocess
@@ -139,7 +138,7 @@ def command(tmp_path: Path, onnx_bytes: bytes) -> Iterator[tuple["subprocess.Pop
     path = tmp_path / "colours.onnx"
     path.write_bytes(onnx_bytes)
     words = [sys.executable, "-m", "thumbnet", "serve", str(path), "--port", "0", "--threads", "1"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             told = process.stdout.readline()

@@ -9,7 +9,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from thumbnet.cli.flags import WEIGHTS_IN_WORDS, add_checkpoint_flags, add_engine_flags, add_out_flag, note
+from thumbnet.cli.chosen import predictor_of
+from thumbnet.cli.flags import WEIGHTS_IN_WORDS, add_checkpoint_flags, add_engine_flags, add_out_flag
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,21 +33,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export and say how well it agrees; returns the exit code."""
-    from thumbnet import engine
-    from thumbnet.evaluation.predict import Predictor
     from thumbnet.exporting.write import MODEL_FILE, export_onnx
-    from thumbnet.runs.find import choose_checkpoint
 
-    engine.prepare(args.threads)
-    this_run, which = choose_checkpoint(args.out, args.run_name, args.checkpoint)
-    predictor = Predictor(this_run, checkpoint=which, weights=args.weights, note=note)
-    done = export_onnx(predictor, args.to or this_run.path / MODEL_FILE, args.threads)
+    predictor = predictor_of(args)
+    done = export_onnx(predictor, args.to or predictor.run.path / MODEL_FILE, args.threads)
     if args.json:
         print(json.dumps(dataclasses.asdict(done) | {"path": str(done.path), "step": predictor.step}))
         return 0
     weights = WEIGHTS_IN_WORDS[predictor.weights]
     height, width, channels = predictor.image_shape
-    print(f"run {this_run.path}, step {predictor.step}, {weights}")
+    print(f"run {predictor.run.path}, step {predictor.step}, {weights}")
     print(
         f"{done.path}: {done.size_bytes / 2**20:.1f} MiB; pictures uint8 [N, {height}, {width}, {channels}] -> "
         f"probabilities float32 [N, {len(predictor.class_names)}], class names inside"

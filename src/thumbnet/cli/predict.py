@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.cli.chosen import predictor_of
 from thumbnet.cli.flags import (
     WEIGHTS_IN_WORDS,
     add_checkpoint_flags,
@@ -77,14 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _of_run(args: argparse.Namespace) -> tuple[Classifier, dict[str, Any]]:
     """Return the network of a run, and what says which it is."""
-    from thumbnet import engine
-    from thumbnet.evaluation.predict import Predictor
-    from thumbnet.runs.find import choose_checkpoint
-
-    engine.prepare(args.threads)
-    this_run, which = choose_checkpoint(args.out, args.run_name, args.checkpoint)
-    predictor = Predictor(this_run, checkpoint=which, weights=args.weights, precision=args.precision, note=note)
-    return predictor, {"run": str(this_run.path), "step": predictor.step, "weights": predictor.weights}
+    predictor = predictor_of(args, args.precision)
+    return predictor, {"run": str(predictor.run.path), "step": predictor.step, "weights": predictor.weights}
 
 
 def _exported(args: argparse.Namespace) -> tuple[Classifier, dict[str, Any]]:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thumbnet.cli.chosen import predictor_of
 from thumbnet.cli.flags import (
     WEIGHTS_IN_WORDS,
     add_checkpoint_flags,
@@ -16,6 +17,7 @@ from thumbnet.cli.flags import (
     whole_number,
 )
 from thumbnet.errors import UsageError
+from thumbnet.extras import ONNX, SERVE, import_extra
 from thumbnet.printing import printable
 
 if TYPE_CHECKING:
@@ -57,9 +59,8 @@ def port(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
-    from thumbnet.serving.packages import insist_installed
-
-    insist_installed()
+    for package in (*SERVE, *ONNX):
+        import_extra(package, "serve", "servers")
     from thumbnet.serving.limits import Limits
     from thumbnet.serving.listen import is_open_to_all, make_server, open_socket, serve, url_of
 
@@ -85,16 +86,11 @@ def _classifier(args: argparse.Namespace) -> OnnxClassifier:
             if given:
                 raise UsageError(f"{flag} goes with a run: {args.run_name} is of one checkpoint")
         return OnnxClassifier.open(Path(args.run_name), args.threads)
-    from thumbnet import engine
-    from thumbnet.evaluation.predict import Predictor
     from thumbnet.exporting.write import MODEL_FILE, export_onnx
-    from thumbnet.runs.find import choose_checkpoint
 
-    engine.prepare(args.threads)
-    this_run, which = choose_checkpoint(args.out, args.run_name, args.checkpoint)
-    predictor = Predictor(this_run, checkpoint=which, weights=args.weights, note=note)
+    predictor = predictor_of(args)
     weights = WEIGHTS_IN_WORDS[predictor.weights]
-    note(f"run {printable(str(this_run.path))}, step {predictor.step}, {weights}; exporting it")
+    note(f"run {printable(str(predictor.run.path))}, step {predictor.step}, {weights}; exporting it")
     with tempfile.TemporaryDirectory(prefix="thumbnet-") as folder:
         path = Path(folder) / MODEL_FILE
         export_onnx(predictor, path, args.threads)

@@ -6,8 +6,6 @@ from types import ModuleType
 
 from thumbnet.extras import import_extra
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
 
 def import_onnx(name: str) -> ModuleType:
     """Return onnx, onnxscript or onnxruntime.

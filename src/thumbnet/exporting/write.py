@@ -20,8 +20,9 @@ from thumbnet.errors import ThumbnetError
 from thumbnet.evaluation.metrics import insist_finite
 from thumbnet.evaluation.predict import Predictor
 from thumbnet.exporting.network import PictureNet
-from thumbnet.exporting.packages import PACKAGES, import_onnx
+from thumbnet.exporting.packages import import_onnx
 from thumbnet.exporting.read import INPUT, METADATA, OUTPUT, OnnxClassifier, messages_in
+from thumbnet.extras import ONNX
 from thumbnet.files import replace_file, write_error
 
 MODEL_FILE = "model.onnx"
@@ -64,7 +65,7 @@ def export_onnx(predictor: Predictor, path: Path, threads: int | None = None) ->
         DivergedError: the network's output is not finite.
         ThumbnetError: the network cannot be said in ONNX, it answers otherwise there, or the disk refuses.
     """
-    for package in PACKAGES:
+    for package in ONNX:
         import_onnx(package)
     network = copy.deepcopy(predictor.network).cpu().float()
     plain = PictureNet(network, predictor.run.recipe.distort, predictor.image_shape).eval()

@@ -10,6 +10,7 @@ import torch
 
 from thumbnet import __version__, engine
 from thumbnet.data import cache_dir
+from thumbnet.extras import ONNX, SERVE
 from thumbnet.kernels import find_compiler, load_library
 from thumbnet.models.grid import amx_ready
 
@@ -34,8 +35,8 @@ def describe_machine(data_dir: Path | None) -> dict[str, Any]:
         "amx_kernels": amx_ready() and precision.name == "bf16",
         "compiler": find_compiler(),
         "timm": engine.version_of("timm"),
-        "onnx": {package: engine.version_of(package) for package in ("onnx", "onnxscript", "onnxruntime")},
-        "serve": {package: engine.version_of(package) for package in ("fastapi", "uvicorn", "python-multipart")},
+        "onnx": {package: engine.version_of(package) for package in ONNX},
+        "serve": {package: engine.version_of(package) for package in SERVE},
         "cache": str(cache_dir(data_dir)),
     }
 
