@@ -1,3 +1,5 @@
+"""What `thumbnet eval` evaluates, prints and writes, once or as a watch."""
+
 import json
 import os
 import re
@@ -5,81 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from thumbnet import engine
-from thumbnet.cli.main import build_parser, main
-from thumbnet.config import DataConfig, load_preset
-from thumbnet.data.dataset import ImageDataset, Splits, split_validation
-from thumbnet.data.shapes import draw_shapes
-from thumbnet.models import build_model
-from thumbnet.runs.checkpoint import Checkpoint
+from thumbnet.cli.main import build_parser
+from thumbnet.data.dataset import ImageDataset, Splits
 from thumbnet.runs.facts import write_facts
-from thumbnet.runs.run import Run
-
-TEST_IMAGES = 60
-
-
-@pytest.fixture(scope="module")
-def shapes() -> Splits:
-    train, test = draw_shapes()
-    rest, validation = split_validation(train.take(np.arange(200)), 40)
-    return Splits(train=rest, validation=validation, test=test.take(np.arange(TEST_IMAGES)))
-
-
-@pytest.fixture
-def data(shapes, monkeypatch) -> list[DataConfig]:
-    """Serve a little of the shapes at once; the list tells which data was asked for."""
-    asked: list[DataConfig] = []
-
-    def load(config, *, data_dir=None, offline=False, note=lambda _: None):
-        asked.append(config)
-        return Splits(train=shapes.train, validation=shapes.validation if config.validation else None, test=shapes.test)
-
-    monkeypatch.setattr("thumbnet.evaluation.evaluator.load_splits", load)
-    monkeypatch.setattr(engine, "prepare", lambda threads=None: None)
-    return asked
-
-
-def save(run: Run, step: int, metric: float | None = None) -> None:
-    torch.manual_seed(step)
-    model = build_model(run.recipe.model, num_classes=10, crop=run.recipe.distort.crop)
-    raw = model.state_dict()
-    average = {name: value * 0.5 for name, value in raw.items()} if run.recipe.average.decay else None
-    run.checkpoints.save(Checkpoint(step=step, model=raw, average=average, state={}, info={}), metric)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def make_run(out: Path) -> Callable[..., Run]:
-    def make(*steps: int, name: str = "trial", **overrides: object) -> Run:
-        settings = {"data.name": "shapes", "distort.crop": 8, "train.precision": "fp32"}
-        run = Run.create(out, load_preset("classic", settings | overrides), name)
-        for step in steps:
-            save(run, step)
-        return run
-
-    return make
-
-
-@pytest.fixture
-def evaluate(out: Path, data, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Run the command; returns exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(["eval", "--out", str(out), *map(str, arguments)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def result_of(evaluate, *arguments: object) -> dict:
@@ -113,7 +46,7 @@ def test_json_is_one_object_and_the_file_is_the_same(make_run, evaluate):
     run = make_run(10)
     result = result_of(evaluate)
     assert (result["run"], result["step"], result["split"]) == (str(run.path), 10, "test")
-    assert result["examples"] == TEST_IMAGES
+    assert result["examples"] == 60
     for weights in ("average", "raw"):
         assert {"accuracy", "top5", "loss", "ece", "per_class"} <= result[weights].keys()
     assert result["average"]["loss"] != result["raw"]["loss"]
@@ -137,10 +70,10 @@ def test_run_is_found_by_name_path_and_checkpoint_folder(make_run, evaluate):
     assert result_of(evaluate, "wanted", "--checkpoint", "10")["step"] == 10
 
 
-def test_best_checkpoint(make_run, evaluate):
+def test_best_checkpoint(make_run, save_checkpoint, evaluate):
     run = make_run()
     for step, metric in ((10, 0.9), (20, 0.5)):
-        save(run, step, metric)
+        save_checkpoint(run, step, metric)
     assert result_of(evaluate, "--checkpoint", "best")["step"] == 10
     assert result_of(evaluate, "--checkpoint", "latest")["step"] == 20
 
@@ -180,7 +113,7 @@ def test_splits_and_limit(make_run, evaluate):
     assert result_of(evaluate, "--split", "train")["examples"] == 160
     assert result_of(evaluate, "--limit", "7")["examples"] == 7
     code, stdout, stderr = evaluate("--limit", "1000", "--json")
-    assert (code, json.loads(stdout)["examples"]) == (0, TEST_IMAGES)
+    assert (code, json.loads(stdout)["examples"]) == (0, 60)
     assert "has 60 images, all are evaluated" in stderr
 
 
@@ -265,147 +198,6 @@ def test_when_to_watch(arguments, watching):
     assert wants_watch(build_parser().parse_args(["eval", *arguments])) is watching
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--limit", "0"], "'0' is not a whole number of 1 or more"),
-        (["--limit", "-5"], "'-5' is not a whole number of 1 or more"),
-        (["--num_examples", "many"], "'many' is not a whole number"),
-        (["--batch-size", "0"], "'0' is not a whole number"),
-        (["--split", "tset"], "unknown 'tset' - did you mean 'test'?"),
-        (["--weights", "best"], "unknown 'best' - known: average, both, raw"),
-        (["--precision", "int8"], "unknown 'int8' - known: auto, bf16, fp16, fp32"),
-        (["--checkpoint", "newest"], "'newest' is none of latest, best, all, and no step"),
-        (["--checkpoint", "-1"], "--checkpoint"),
-        (["--every", "0"], "'0' is not a duration"),
-        (["--every", "soon"], "'soon' is not a duration"),
-        (["--run_once", "maybe"], "'maybe' is neither true nor false"),
-        (["--watch", "--run_once"], "--watch and --run_once"),
-        (["--watch", "--checkpoint", "10"], "--watch evaluates every new one"),
-        (["--split", "val"], "--validation N"),
-        (["--split", "val", "--eval_data", "test"], "--split val and --eval_data test"),
-        (["--checkpoint_dir", "trial", "trial"], "give the run once"),
-        (["trail"], "did you mean 'trial'"),
-        (["--wieghts", "raw"], "did you mean '--weights'"),
-        (["--out", "nowhere"], "nowhere: there is no run here"),
-    ],
-    ids=" ".join,
-)
-def test_what_cannot_be_used_is_a_usage_error(make_run, evaluate, arguments, message):
-    make_run(10)
-    code, stdout, stderr = evaluate(*arguments)
-    assert code == 2
-    assert message in stderr
-    assert stdout == ""
-    assert 1 <= len(stderr.strip().splitlines()) <= 3
-
-
-def test_average_of_a_run_without_one_is_a_usage_error(make_run, evaluate, data):
-    make_run(10, **{"average.decay": 0.0})
-    code, _, stderr = evaluate("--weights", "average")
-    assert (code, data) == (2, [])
-    assert "--weights raw" in stderr
-
-
-def test_checkpoint_folder_cannot_be_watched(make_run, evaluate):
-    run = make_run(10)
-    code, _, stderr = evaluate("--watch", run.path / "checkpoints" / "step-00000010")
-    assert (code, "is one checkpoint" in stderr) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "there is no checkpoint yet"),
-        (["--checkpoint", "best"], "there is no checkpoint yet"),
-        (["--checkpoint", "all"], "there is no checkpoint that can be used"),
-        (["--watch"], "the run has ended without a checkpoint"),
-    ],
-)
-def test_run_without_checkpoint_fails(make_run, evaluate, arguments, message):
-    make_run()
-    code, stdout, stderr = evaluate(*arguments)
-    assert (code, stdout) == (1, "")
-    assert message in stderr
-
-
-def test_missing_step_fails_before_the_data_is_touched(make_run, evaluate, data):
-    make_run(10, 20)
-    code, _, stderr = evaluate("--checkpoint", "15")
-    assert (code, data) == (1, [])
-    assert "no checkpoint of step 15 - there are: [10, 20]" in stderr
-
-
-def test_damaged_newest_is_named_and_the_one_before_evaluated(make_run, evaluate):
-    run = make_run(10, 20)
-    file = run.checkpoints.path(20) / "average.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-    code, stdout, stderr = evaluate("--json", "--no-plots")
-    assert (code, json.loads(stdout)["step"]) == (0, 10)
-    assert str(file) in stderr
-    code, stdout, stderr = evaluate("--checkpoint", "20")
-    assert (code, stdout) == (1, "")
-    assert str(file) in stderr
-
-
-def test_folder_that_cannot_be_written_fails_before_the_data_is_touched(make_run, evaluate, data, tmp_path):
-    make_run(10)
-    (tmp_path / "file").write_text("in the way")
-    code, stdout, stderr = evaluate("--eval-dir", tmp_path / "file" / "results")
-    assert (code, stdout, data) == (1, "", [])
-    assert f"{tmp_path / 'file' / 'results'}: cannot write" in stderr
-    assert "--eval-dir" in stderr
-
-
-def test_tensorboards_folder_that_cannot_be_written_is_named_with_the_flag(make_run, evaluate):
-    run = make_run(10)
-    (run.path / "tensorboard").write_text("in the way")
-    code, stdout, stderr = evaluate("--no-plots")
-    assert (code, stdout) == (1, "")
-    assert f"{run.path / 'tensorboard' / 'eval'}: cannot write" in stderr
-    assert "choose another with --eval-dir" in stderr
-
-
-def test_tensorboards_files_that_are_given_up_are_told_of(make_run, evaluate, monkeypatch):
-    make_run(10)
-
-    def refuse():
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(
-        "thumbnet.evaluation.report.add_summaries", lambda evaluation, events, confusion: events.add_values(1, refuse)
-    )
-    code, stdout, stderr = evaluate("--json", "--no-plots")
-    assert (code, json.loads(stdout)["step"]) == (0, 10)
-    assert "TensorBoard's files are not complete: [Errno 28] No space left on device" in stderr
-
-
-def test_figures_are_printed_though_the_disk_is_full(make_run, evaluate, monkeypatch):
-    make_run(10)
-
-    def refuse(path, data):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("thumbnet.evaluation.report.replace_file", refuse)
-    code, stdout, stderr = evaluate("--json", "--no-plots")
-    assert (code, json.loads(stdout)["step"]) == (1, 10)
-    assert "No space left" in stderr
-    assert "To go on: free some space" in stderr
-
-
-def test_every_checkpoint_that_can_be_used(make_run, evaluate):
-    run = make_run(10, 20, 30)
-    file = run.checkpoints.path(20) / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-    code, stdout, stderr = evaluate("--checkpoint", "all", "--json", "--no-plots")
-    assert (code, [row["step"] for row in json.loads(stdout)]) == (0, [10, 30])
-    assert str(file) in stderr
-    assert [row["step"] for row in json.loads((run.path / "evaluation" / "checkpoints-test.json").read_text())] == [
-        10,
-        30,
-    ]
-
-
 @pytest.fixture
 def start_watch(out) -> Iterator[Callable[..., subprocess.Popen]]:
     """Start a watch in another process, on the first 20 images."""
@@ -432,12 +224,12 @@ def start_watch(out) -> Iterator[Callable[..., subprocess.Popen]]:
         process.communicate()
 
 
-def test_a_training_is_followed_from_another_process(make_run, start_watch):
+def test_a_training_is_followed_from_another_process(make_run, save_checkpoint, start_watch):
     run = make_run(10)
     with run.lock():
         watch = start_watch("--every", "0.1s")
         assert "step 10, test first 20" in watch.stdout.readline()
-        save(run, 20)
+        save_checkpoint(run, 20)
         assert "step 20, test first 20" in watch.stdout.readline()
         assert watch.poll() is None
     rest, errors = watch.communicate(timeout=60)
