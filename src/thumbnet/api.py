@@ -115,7 +115,7 @@ def train(
             have been moved to, and what it writes may change.
         out: folder of the runs.
         name: of the run's folder; preset and time if None.
-        test: look at the test set at the end.
+        test: look at the test set at the end; a run that was once trained without remembers that when it is resumed.
         threads: processor threads; None for every core.
         data_dir: where data sets are kept; None for the user's cache folder.
         offline: never touch the network.

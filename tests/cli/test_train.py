@@ -343,3 +343,19 @@ def test_the_test_set_can_be_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     assert "test accuracy" not in output.err
     assert "validation accuracy" in output.err
     assert not list((tmp_path / "one" / "evaluation").glob("*test*"))
+
+
+def test_a_resume_leaves_the_test_set_alone_where_its_run_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path)]
+    assert main(["train", *SMALL, "--steps", "1", *out]) == 0
+    assert "test" in json.loads(next(tmp_path.glob("*/result.json")).read_text())
+    # From its beginning, or from a resume on.
+    for steps, flags, tested in (("2", [], True), ("3", ["--no-test"], False), ("4", [], False)):
+        capsys.readouterr()
+        assert main(["train", "--resume", "--steps", steps, "--json", *flags, *out]) == 0
+        assert ("test" in json.loads(capsys.readouterr().out)) == tested
+    assert main(["train", *UNTESTED, "--steps", "1", *out, "--name", "new"]) == 0
+    assert main(["train", "--resume", "--steps", "2", *out]) == 0
+    assert "test" not in json.loads((tmp_path / "new" / "result.json").read_text())

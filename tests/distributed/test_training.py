@@ -157,7 +157,7 @@ def test_a_signal_to_one_replica_stops_all_at_one_step_and_any_number_goes_on(
     number: signal.Signals, rank: int, code: int, start: Any, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    group = start(2, [*ENDLESS, "--out", str(tmp_path), "--name", "run"])
+    group = start(2, [*ENDLESS, "--no-test", "--out", str(tmp_path), "--name", "run"])
     group.wait_for_step(run, 3)
     os.kill(group.pids[rank], number)
     assert group.end() == [code, code], group.errors()
@@ -173,8 +173,9 @@ def test_a_signal_to_one_replica_stops_all_at_one_step_and_any_number_goes_on(
 
     if number is signal.SIGTERM:
         last = str(steps[-1] + 3)
-        on_three = start(3, ["train", "--resume", str(run), "--steps", last, "--no-test"])
+        on_three = start(3, ["train", "--resume", str(run), "--steps", last])
         assert on_three.end() == [0, 0, 0], on_three.errors()
+        assert "test" not in json.loads((run / "result.json").read_text())
         assert "the run began on 2 devices and goes on on 3 devices" in on_three.errors()[0]
         alone = start(1, [*ENDLESS, "--out", str(tmp_path), "--name", "alone", "--steps", last, "--no-test"])
         assert alone.end() == [0], alone.errors()

@@ -213,6 +213,7 @@ def test_finish(tmp_path, recipe):
         lambda r: r.finish({}),
         lambda r: r.change_recipe(r.recipe),
         lambda r: r.rewind(1),
+        lambda r: r.leave_test_alone(),
         lambda r: r.append_metrics({"step": 1}),
     ],
 )
@@ -243,6 +244,15 @@ def test_a_run_knows_where_its_data_was_kept_as_long_as_it_is_there(tmp_path, re
     assert run.data_dir is None
     assert Run.create(tmp_path / "runs", recipe, data_dir=Path("x" * 1000)).data_dir is None
     assert Run.create(tmp_path / "runs", recipe).data_dir is None
+
+
+def test_a_run_remembers_to_leave_the_test_set_alone(tmp_path, recipe):
+    run = Run.create(tmp_path, recipe, data_dir=tmp_path)
+    assert run.looks_at_test
+    run.leave_test_alone()
+    again = Run.open(run.path)
+    assert not again.looks_at_test
+    assert (again.created, again.data_dir, again.threads) == (run.created, tmp_path, run.threads)
 
 
 def test_the_lock_of_one_process(tmp_path, recipe):

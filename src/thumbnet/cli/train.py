@@ -82,7 +82,7 @@ def add_parser(subparsers: Any) -> None:
     run = parser.add_argument_group("run")
     add_out_flag(run)
     run.add_argument("--name", help="name of the run's folder (preset and time)")
-    run.add_argument("--no-test", action="store_true", help="leave the test set alone, as while choosing a recipe")
+    run.add_argument("--no-test", action="store_true", help="leave the test set alone, in resumes too")
     run.add_argument("--json", action="store_true", help="print the result as one JSON object")
     add_data_flags(run)
     add_engine_flags(run)

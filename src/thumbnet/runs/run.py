@@ -2,7 +2,8 @@
 
 runs/quick-20260102-030405/
   recipe.toml      everything that decides what the training computes
-  run.json         command, where data sets are kept, versions, machine, time of creation
+  run.json         command, where data sets are kept, whether the test set is left alone, versions, machine, time of
+                   creation
   data.json        what the pictures were, see `thumbnet.runs.facts`
   metrics.jsonl    one line of numbers for each report
   log.txt          the lines of the console
@@ -138,6 +139,24 @@ class Run:
         folder = read_entry(self.path, "data_dir")
         # The method of a Path raises where a folder above it is closed (before Python 3.14).
         return Path(folder) if isinstance(folder, str) and os.path.isdir(folder) else None  # noqa: PTH112
+
+    @property
+    def looks_at_test(self) -> bool:
+        """Whether its training is to end with a look at the test set."""
+        return read_entry(self.path, "looks_at_test") is not False
+
+    def leave_test_alone(self) -> None:
+        """Remember, through all resumes, that the training is not to look at the test set.
+
+        Raises:
+            ThumbnetError: the disk is full or refuses.
+        """
+        path = self.path / RUN_FILE
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            replace_file(path, [_json_bytes({**entries, "looks_at_test": False})])
+        except OSError as error:
+            raise write_error(path, error) from error
 
     @property
     def resume_command(self) -> str:

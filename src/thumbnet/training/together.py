@@ -63,8 +63,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def announce_run(replicas: Replicas, run: Run, *, resume: bool) -> None:
-    """Tell the other replicas, as replica 0, which run they train.
+def announce_run(replicas: Replicas, run: Run, *, resume: bool, look_at_test: bool) -> None:
+    """Tell the other replicas, as replica 0, which run they train, and whether they evaluate it on the test set.
 
     Raises:
         UsageError: there are more replicas than images in a batch.
@@ -82,18 +82,23 @@ def announce_run(replicas: Replicas, run: Run, *, resume: bool) -> None:
         "resume": resume,
         "threads": threads,
         "data_dir": None if run.data_dir is None else str(run.data_dir),
+        "look_at_test": look_at_test,
     }
     replicas.announce("run", json.dumps(told))
 
 
-def hear_of_run(replicas: Replicas) -> tuple[Run, bool, int | None, Path | None]:
-    """Return, on another replica than 0, the run, whether it is resumed, its threads, and where its data was kept.
+def hear_of_run(replicas: Replicas) -> tuple[Run, bool, int | None, Path | None, bool]:
+    """Return, on another replica than 0, what `announce_run` tells.
 
     The run's folder may be on another machine, and is not touched.
+
+    Returns:
+        The run, whether it is resumed, its threads, where its data was kept, and whether to look at the test set.
     """
     told = json.loads(replicas.announce("run", ""))
     run = Run(Path(told["path"]), recipe_from_dict(told["recipe"]), created="")
-    return run, told["resume"], told["threads"], Path(told["data_dir"]) if told["data_dir"] else None
+    data_dir = Path(told["data_dir"]) if told["data_dir"] else None
+    return run, told["resume"], told["threads"], data_dir, told["look_at_test"]
 
 
 def run_of_job(out: Path, wait_s: float, note: Callable[[str], None]) -> Run | None:

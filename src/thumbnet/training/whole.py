@@ -45,7 +45,7 @@ class Options:
     threads: int | None = None
     """Processor threads; None for every core, or as many as a resumed run began with."""
     look_at_test: bool = True
-    """Evaluate on the test set at the end."""
+    """Evaluate on the test set at the end, unless the run was once asked to leave that alone, which it remembers."""
     quiet: bool = False
     """Print nothing; the run's log is written all the same."""
     second_signal: StopSignal.Second = "exit"
@@ -165,8 +165,8 @@ def follow(options: Options) -> TrainResult:
         DivergedError: as `train_new`.
         Stopped: all replicas were interrupted.
     """
-    run, resume, threads, data_dir = hear_of_run(options.replicas)
-    options = dataclasses.replace(options, data_dir=options.data_dir or data_dir)
+    run, resume, threads, data_dir, look_at_test = hear_of_run(options.replicas)
+    options = dataclasses.replace(options, data_dir=options.data_dir or data_dir, look_at_test=look_at_test)
     engine.prepare(options.threads or threads, sharers=options.replicas.sharers)
     return _train(run, lambda: options.load(run.recipe), options, run.recipe.train.log_format, resume=resume)
 
@@ -200,7 +200,11 @@ def train_on(run: Run, overrides: Mapping[str, object], options: Options) -> Tra
         Stopped: it was interrupted.
     """
     engine.prepare(options.threads, sharers=options.replicas.sharers)
-    options = dataclasses.replace(options, data_dir=options.data_dir or run.data_dir)
+    options = dataclasses.replace(
+        options,
+        data_dir=options.data_dir or run.data_dir,
+        look_at_test=options.look_at_test and run.looks_at_test,
+    )
     if "data.name" in overrides:
         overrides = {**overrides, "data.name": lasting_name(str(overrides["data.name"]))}
     recipe = resumed_recipe(run, overrides)
@@ -233,7 +237,9 @@ def _train(
     with folder_of(run, log_format, replicas, quiet=options.quiet) as console:
         splits = load()
         if not replicas.rank:
-            announce_run(replicas, run, resume=resume)
+            if not options.look_at_test:
+                run.leave_test_alone()
+            announce_run(replicas, run, resume=resume, look_at_test=options.look_at_test)
         insist_same_data(replicas, splits)
         training = open_training(run, splits, console, resume=resume, replicas=replicas)
         for line in _opening_lines(training):
@@ -248,24 +254,19 @@ def _train(
                 raise DivergedError(f"{error}\nrun: {run.path}") from error
         if outcome.stopped_by:
             anywhere = ", on any number of devices" if replicas.count > 1 else ""
-            console.note(f"stopped at step {outcome.steps}, saved; to go on{anywhere}: {_resume_command(run, options)}")
+            console.note(f"stopped at step {outcome.steps}, saved; to go on{anywhere}: {run.resume_command}")
             raise Stopped(run.path, outcome.steps, 128 + outcome.stopped_by)
         try:
             if stop.requested:  # in the last step or its save, when the loop looks no more
                 raise KeyboardInterrupt(128 + stop.requested)
             figures = conclude(training, outcome, start_seconds[0], look_at_test=options.look_at_test)
         except KeyboardInterrupt:
-            console.note(f"stopped after the last step, all are saved; to go on: {_resume_command(run, options)}")
+            console.note(f"stopped after the last step, all are saved; to go on: {run.resume_command}")
             raise
         console.note(_speed_line(outcome, figures))
         if not replicas.rank and (best := _best_line(run)):
             console.note(best)
     return TrainResult(run=run.path, figures=figures)
-
-
-def _resume_command(run: Run, options: Options) -> str:
-    """Return the command that goes on, without a look at the test set where none was to be taken."""
-    return run.resume_command + ("" if options.look_at_test else " --no-test")
 
 
 @contextlib.contextmanager
