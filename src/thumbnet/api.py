@@ -111,8 +111,8 @@ def train(
         validation: training images kept for validation: how many, or below 1 which share.
         seed: of weights, order and distortions.
         overrides: any entry of the recipe by its dotted key, such as `{"optimizer.learning_rate": 0.05}`.
-        resume: go on with this run, exactly (True: the newest in `out`); only its length, `data`, where its pictures
-            have been moved to, and what it writes may change.
+        resume: go on with this run, exactly (True: the newest in `out` that has a checkpoint); only its length, `data`,
+            where its pictures have been moved to, and what it writes may change.
         out: folder of the runs.
         name: of the run's folder; preset and time if None.
         test: look at the test set at the end; a run that was once trained without remembers that when it is resumed.
@@ -155,7 +155,7 @@ def train(
         if recipe is not None or name is not None:
             raise UsageError("recipe, name and resume: a resumed run keeps its own; start a new one without resume")
         run = _run_of(resume) if resume is not True else None
-        return train_on(run_to_resume(Path(out), run), changes, options)
+        return train_on(run_to_resume(Path(out), run, options.note), changes, options)
     chosen = _recipe_of(recipe, changes)
     ready = data if isinstance(data, Splits) and data.config == chosen.data else None
     return train_new(chosen, options, out=Path(out), name=name, given=changes.keys(), splits=ready)

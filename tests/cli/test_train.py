@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,6 +246,25 @@ def test_interrupted_in_mid_epoch_and_resumed_the_weights_are_the_same_to_the_by
     assert weights_of(run) == uninterrupted
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 61))
+
+
+def test_a_resume_passes_over_a_run_that_was_killed_before_its_first_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(name: str) -> None:
+        assert main(["train", *UNTESTED, "--steps", "1", "--out", str(tmp_path), "--name", name]) == 0
+        shutil.rmtree(tmp_path / name / "checkpoints")
+        (tmp_path / name / "result.json").unlink()
+
+    resume = ["train", "--resume", "--steps", "2", "--out", str(tmp_path)]
+    killed("first")
+    assert main(resume) == 1
+    assert f"{tmp_path}: no run here has a checkpoint to go on from" in capsys.readouterr().err
+    assert main(["train", *UNTESTED, "--steps", "1", "--out", str(tmp_path), "--name", "second"]) == 0
+    killed("third")
+    assert main(resume) == 0
+    assert f"passed over {tmp_path / 'third'}, " in capsys.readouterr().err
+    assert json.loads((tmp_path / "second" / "result.json").read_text())["steps"] == 2
 
 
 def test_a_signal_in_the_last_save_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

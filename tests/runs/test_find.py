@@ -4,7 +4,7 @@ import pytest
 
 from thumbnet.config import load_preset
 from thumbnet.errors import CheckpointError, UsageError
-from thumbnet.runs.find import choose_checkpoint, find_checkpoint, find_job, find_run
+from thumbnet.runs.find import choose_checkpoint, find_begun, find_checkpoint, find_job, find_run
 from thumbnet.runs.run import Run
 
 
@@ -93,6 +93,25 @@ def test_the_newest_run_of_a_job(tmp_path, recipe, monkeypatch):
     assert find_job(tmp_path, "7").path.name == "a"
     assert find_job(tmp_path, "8").path.name == "c"
     assert find_job(tmp_path, "9") is None
+
+
+def test_the_newest_run_with_a_checkpoint(tmp_path, recipe, make_checkpoint):
+    notes: list[str] = []
+    with pytest.raises(UsageError, match="no run here: start one with `thumbnet train`"):
+        find_begun(tmp_path, notes.append)
+    runs = {name: Run.create(tmp_path, recipe, name=name) for name in "dcba"}
+    with pytest.raises(CheckpointError, match=r"no run here has a checkpoint to go on from: .* start a new run"):
+        find_begun(tmp_path, notes.append)
+    assert notes == []
+    for name, passed_over in {"d": f"{tmp_path}/a and 2 more", "b": f"{tmp_path}/a"}.items():
+        runs[name].checkpoints.save(make_checkpoint(0))
+        assert find_begun(tmp_path, notes.append).path.name == name
+        assert notes.pop() == (
+            f"passed over {passed_over}, without a checkpoint to go on from: going on with {tmp_path}/{name}"
+        )
+    runs["a"].checkpoints.save(make_checkpoint(5))
+    assert find_begun(tmp_path, notes.append).path.name == "a"
+    assert notes == []
 
 
 def test_a_folder_of_runs_means_its_newest(tmp_path, recipe):

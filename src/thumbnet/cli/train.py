@@ -214,7 +214,7 @@ def _run_to_resume(args: argparse.Namespace) -> Run:
     for flag in ("preset", "recipe", "name"):
         if getattr(args, flag):
             raise UsageError(f"--{flag} and --resume: a resumed run keeps its own; start a new one without --resume")
-    return run_to_resume(args.out, args.resume or None)
+    return run_to_resume(args.out, args.resume or None, note)
 
 
 def _new_recipe(args: argparse.Namespace, overrides: dict[str, object]) -> Recipe:

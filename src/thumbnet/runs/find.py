@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from thumbnet.errors import UsageError, close_match
+from thumbnet.errors import CheckpointError, UsageError, close_match
 from thumbnet.runs.run import RUN_FILE, Run, created_at, read_entry
 
 Which = Literal["latest", "best"] | int
@@ -37,10 +38,7 @@ def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | Non
         CheckpointError: the run is damaged.
     """
     if name_or_path is None:
-        names = _run_names(out)
-        if not names:
-            raise UsageError(f"{out}: there is no run here: start one with `thumbnet train`, or give --out")
-        return _newest(out, names), None
+        return Run.open(_by_age(out, _insist_names(out))[-1]), None
     path = Path(name_or_path)
     for candidate in (out / path, path):
         if _is_run(candidate):
@@ -53,7 +51,7 @@ def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | Non
         if checkpoint.name == "checkpoints" and _is_run(checkpoint.parent):
             return Run.open(checkpoint.parent), None
         if names := _run_names(path):
-            return _newest(path, names), None
+            return Run.open(_by_age(path, names)[-1]), None
     raise UsageError(f"there is no run '{name_or_path}' in {out}{_alternatives(name_or_path, _run_names(out))}")
 
 
@@ -80,11 +78,47 @@ def find_job(out: Path, job: str) -> Run | None:
         CheckpointError: the run is damaged.
     """
     names = [name for name in _run_names(out) if read_entry(out / name, "job") == job]
-    return _newest(out, names) if names else None
+    return Run.open(_by_age(out, names)[-1]) if names else None
 
 
-def _newest(out: Path, names: list[str]) -> Run:
-    return Run.open(out / max(names, key=lambda name: (created_at(out / name), name)))
+def find_begun(out: Path, note: Callable[[str], None]) -> Run:
+    """Return the newest run in `out` that has a checkpoint to go on from.
+
+    A run has none as long as it fetches data, and for ever where it was killed before its first.
+
+    Args:
+        out: folder of the runs.
+        note: gets a line where newer runs are passed over.
+
+    Raises:
+        UsageError: there is no run.
+        CheckpointError: none has a checkpoint, or a run is damaged.
+    """
+    paths = _by_age(out, _insist_names(out))
+    for number, path in enumerate(reversed(paths)):
+        run = Run.open(path)
+        if run.checkpoints.steps():
+            if number:
+                more = f" and {number - 1} more" if number > 1 else ""
+                note(f"passed over {paths[-1]}{more}, without a checkpoint to go on from: going on with {path}")
+            return run
+    raise CheckpointError(
+        f"{out}: no run here has a checkpoint to go on from: wait for the first, or, if nothing trains, start a new "
+        "run with `thumbnet train`"
+    )
+
+
+def _insist_names(out: Path) -> list[str]:
+    """Return the names of the runs in a folder, one or more."""
+    names = _run_names(out)
+    if not names:
+        raise UsageError(f"{out}: there is no run here: start one with `thumbnet train`, or give --out")
+    return names
+
+
+def _by_age(out: Path, names: list[str]) -> list[Path]:
+    """Return the folders of runs, the newest last."""
+    return [out / name for name in sorted(names, key=lambda name: (created_at(out / name), name))]
 
 
 def _run_names(out: Path) -> list[str]:

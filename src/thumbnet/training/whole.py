@@ -27,7 +27,7 @@ from thumbnet.monitor.neighbours import WORTH_TELLING, Neighbours
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.runs.checkpoint import read_manifest
 from thumbnet.runs.facts import check_facts
-from thumbnet.runs.find import find_checkpoint
+from thumbnet.runs.find import find_begun, find_checkpoint
 from thumbnet.runs.run import Run, arithmetic
 from thumbnet.training.loop import Outcome, Training
 from thumbnet.training.session import conclude, open_training, resumed_recipe, start_run
@@ -171,13 +171,20 @@ def follow(options: Options) -> TrainResult:
     return _train(run, lambda: options.load(run.recipe), options, run.recipe.train.log_format, resume=resume)
 
 
-def run_to_resume(out: Path, name_or_path: str | None) -> Run:
-    """Return a run by its name in `out` or its path; None is the newest in `out`.
+def run_to_resume(out: Path, name_or_path: str | None, note: Callable[[str], None]) -> Run:
+    """Return a run by its name in `out` or its path; None is the newest in `out` that has a checkpoint.
+
+    Args:
+        out: folder of the runs.
+        name_or_path: of the run.
+        note: gets a line where newer runs are passed over.
 
     Raises:
         UsageError: there is no such run, or one of its checkpoints is named: a run goes on from its newest.
-        CheckpointError: the run is damaged.
+        CheckpointError: the run is damaged, or none in `out` has a checkpoint.
     """
+    if name_or_path is None:
+        return find_begun(out, note)
     run, step = find_checkpoint(out, name_or_path)
     if step is not None:
         raise UsageError(f"--resume {name_or_path}: a run goes on from its newest checkpoint: give the run, {run.path}")
