@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ import torch
 from PIL import Image
 
 from thumbnet.cli.main import main
+from thumbnet.evaluation import evaluate
+from thumbnet.input.pipeline import Batch
+from thumbnet.runs.run import Run
 from thumbnet.training import loop
 
 SMALL = ["--data", "shapes", "--preset", "classic", "--batch-size", "50", "--precision", "fp32", "--threads", "1"]
@@ -280,6 +284,67 @@ def test_a_signal_in_the_last_save_is_heard(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "run" / "result.json").exists()
     assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "batch", "saved"),
+    [(signal.SIGTERM, 143, 3, "stopped at step 2"), (signal.SIGINT, 130, 6, "stopped at step 4")],
+    ids=["in mid-training", "after the last step"],
+)
+def test_a_signal_in_a_validation_ends_it_and_the_resume_validates(
+    number: signal.Signals,
+    code: int,
+    batch: int,
+    saved: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Each validation, after the second step and the fourth, is of four batches, two for each kind of weights.
+    arguments = ["train", *UNTESTED, "--steps", "4", "--checkpoint-every", "2", "--validation", "1000"]
+    arguments += ["--log-every", "1", "--out", str(tmp_path), "--name"]
+    assert main([*arguments, "whole"]) == 0
+    with monkeypatch.context() as patch:
+        seen = signalled_at(batch, number, patch)
+        assert main([*arguments, "parts"]) == code
+        assert len(seen) == batch
+    assert f"{saved}, saved; to go on: thumbnet train --resume {tmp_path / 'parts'}" in capsys.readouterr().err
+    assert not (tmp_path / "parts" / "result.json").exists()
+    assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
+    assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+    keys = ("step", "loss", "validation_raw", "validation_average")
+    told, expected = (
+        [[row.get(key) for key in keys] for row in Run.open(tmp_path / name).read_metrics()]
+        for name in ("parts", "whole")
+    )
+    assert told == expected
+
+
+def signalled_at(batch: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> list[int]:
+    """Let a batch of evaluations, counted from 1, bring a signal; the list gets the pictures of each."""
+    seen: list[int] = []
+    batches = evaluate.evaluation_batches
+
+    def counted(*arguments: object) -> Iterator[Batch]:
+        for images in batches(*arguments):  # type: ignore[arg-type]
+            seen.append(len(images.labels))
+            if len(seen) == batch:
+                os.kill(os.getpid(), number)
+            yield images
+
+    patch.setattr(evaluate, "evaluation_batches", counted)
+    return seen
+
+
+def test_a_signal_in_the_evaluation_at_the_end_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = signalled_at(1, signal.SIGTERM, monkeypatch)
+    assert main(["train", *SMALL, "--steps", "1", "--out", str(tmp_path), "--name", "run"]) == 143
+    assert len(seen) == 1
+    told = f"stopped after the last step, all are saved; to go on: thumbnet train --resume {tmp_path / 'run'}"
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_resume_keeps_the_threads_that_its_run_began_with(

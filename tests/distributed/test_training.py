@@ -20,6 +20,7 @@ SMALL = ["train", "--data", "shapes", "--preset", "classic", "--precision", "fp3
 SHORT = [*SMALL, "--batch-size", "10", "--steps", "8", "--log-every", "1", "--checkpoint-every", "4"]
 WHOLE = [*SHORT, "--validation", "50", "--summary-every", "4", "--json"]
 SHARDS = Path(__file__).with_name("shards.py")
+SLOW_VALIDATION = Path(__file__).with_name("slow_validation.py")
 ENDLESS = [*SMALL, "--batch-size", "10", "--steps", "100000", "--log-every", "1", "--summary-every", "0"]
 
 
@@ -180,6 +181,25 @@ def test_a_signal_to_one_replica_stops_all_at_one_step_and_any_number_goes_on(
         alone = start(1, [*ENDLESS, "--out", str(tmp_path), "--name", "alone", "--steps", last, "--no-test"])
         assert alone.end() == [0], alone.errors()
         assert_same_weights(run, tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("steps", "number"), [("100000", signal.SIGTERM), ("2", signal.SIGINT)], ids=["mid", "last"])
+def test_a_signal_to_one_replica_in_a_validation_ends_it_on_all(
+    steps: str, number: signal.Signals, start: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = [*ENDLESS, "--steps", steps, "--no-test", "--validation", "3000", "--checkpoint-every", "2"]
+    # A validation takes each of the two a minute.
+    group = start(2, [*words, "--out", str(tmp_path), "--name", "run"], script=SLOW_VALIDATION)
+    group.wait_for_step(run, 2)
+    os.kill(group.pids[1], number)
+    assert group.end() == [128 + number] * 2, group.errors()
+    assert Run.open(run).checkpoints.steps() == [0, 2]
+    assert not any("validation_raw" in row for row in rows_of(run))
+    assert "stopped at step 2, saved; to go on, on any number of devices: " in group.errors()[0]
+    alone = start(1, ["train", "--resume", str(run), "--steps", "3"])
+    assert alone.end() == [0], alone.errors()
+    assert [row["step"] for row in rows_of(run) if "validation_raw" in row] == [2, 3]
 
 
 def test_a_loss_that_is_not_finite_on_one_replica_stops_all_before_the_update(start: Any, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from thumbnet.config import DistortConfig, ModelConfig
 from thumbnet.engine import resolve_precision
 from thumbnet.errors import DataError, DivergedError
-from thumbnet.evaluation.evaluate import batch_size_for, evaluate_weights, predict_logits
+from thumbnet.evaluation.evaluate import EvaluationStoppedError, batch_size_for, evaluate_weights, predict_logits
 from thumbnet.evaluation.metrics import compute_metrics
 from thumbnet.models import build_model
 
@@ -43,6 +43,14 @@ def test_every_example_is_evaluated_once_and_in_order(pictures, batch_size):
     oracle = compute_metrics(expected, dataset.labels, dataset.class_names)
     assert (metrics.examples, metrics.accuracy, metrics.top5) == (21, oracle.accuracy, oracle.top5)
     assert metrics.loss == pytest.approx(oracle.loss, abs=1e-5)
+
+
+def test_an_evaluation_ends_before_the_batch_at_which_it_is_stopped(pictures):
+    dataset, model, said = pictures(21), linear_model(), iter([False, False, True])
+    with pytest.raises(EvaluationStoppedError):
+        evaluate_weights(model, dataset, CROP, precision=FP32, batch_size=4, stopped=lambda: next(said))
+    assert dataset.served == list(range(12)), "the third batch is read and not computed"
+    assert model.training
 
 
 @pytest.mark.parametrize(("side", "images"), [(24, 500), (64, 500), (65, 496), (224, 41), (1449, 1)])

@@ -16,7 +16,7 @@ from thumbnet.training.session import conclude, open_training
 
 
 class StopAfter(StopSignal):
-    """Asks to stop, as SIGTERM does, once it was looked at this many times."""
+    """Asks to stop, as SIGTERM does, once it was looked at this often: before each step, and each batch in between."""
 
     def __init__(self, looks: int) -> None:
         self._looks = looks

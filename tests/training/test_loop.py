@@ -13,7 +13,7 @@ from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import CheckpointError, DivergedError, UsageError
 from thumbnet.monitor.neighbours import Neighbours
-from thumbnet.runs.checkpoint import Checkpoint
+from thumbnet.runs.checkpoint import Checkpoint, read_manifest
 from thumbnet.runs.run import Run
 from thumbnet.training import loop
 from thumbnet.training.loop import Outcome
@@ -24,6 +24,9 @@ from thumbnet.training.session import resumed_recipe, start_run
 def changed(recipe: Recipe, **overrides: object) -> Recipe:
     return recipe_from_dict(recipe_to_dict(recipe), {key.replace("__", "."): value for key, value in overrides.items()})
 
+
+LOOKS = 2
+"""At a stop in one validation: it is a batch, of raw and averaged weights."""
 
 Train = Callable[..., Outcome]
 Bytes = Callable[[Run], dict[str, bytes]]
@@ -84,7 +87,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(
     whole = Run.create(tmp_path, recipe, "whole")
     train(whole)
     run = Run.create(tmp_path, recipe, "run")
-    train(run, stop_after=25)
+    train(run, stop_after=25 + 2 * LOOKS)
     damaged = run.checkpoints.path("latest") / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     train(run, resume=True)
@@ -145,9 +148,30 @@ def test_a_divergence_is_told_though_the_last_step_cannot_be_saved(
 
 def test_a_stop_saves_without_validating(train: Train, recipe: Recipe, tmp_path: Path) -> None:
     run = Run.create(tmp_path, recipe, "run")
-    train(run, stop_after=13)
+    train(run, stop_after=13 + LOOKS)
     assert run.checkpoints.steps()[-1] == 13
     assert [row["step"] for row in run.read_metrics() if "validation_average" in row] == [10]
+
+
+@pytest.mark.parametrize(("looks", "step"), [(10, 10), (31 + 2 * LOOKS, 30)])
+def test_a_stop_ends_a_validation_with_which_the_resume_begins(
+    train: Train, newest_bytes: Bytes, recipe: Recipe, tmp_path: Path, looks: int, step: int
+) -> None:
+    recipe = changed(recipe, train__summary_every=12)
+    whole, parts = (Run.create(tmp_path, recipe, name) for name in ("whole", "parts"))
+    train(whole)
+    outcome = train(parts, stop_after=looks)
+    assert (outcome.steps, outcome.stopped_by) == (step, 15)
+    assert parts.checkpoints.steps()[-1] == step
+    assert read_manifest(parts.checkpoints.path(step)).metric is None
+    assert train(parts, resume=True, stop_after=1).stopped_by == 15, "again, of the averaged weights"
+    assert train(parts, resume=True).session_steps == 30 - step
+    assert newest_bytes(parts) == newest_bytes(whole)
+    keys = ("step", "loss", "validation_raw", "validation_average")
+    told, expected = ([[row.get(key) for key in keys] for row in run.read_metrics()] for run in (parts, whole))
+    assert told == expected
+    assert parts.checkpoints.best_step() == whole.checkpoints.best_step()
+    assert curves_of(parts)["accuracy/validation raw"] == [9, 19, 29]
 
 
 @pytest.mark.parametrize("limit_s", [20.0, 21.0, 22.0, 23.0])
@@ -191,7 +215,7 @@ def test_a_resume_leaves_what_tensorboard_shows_of_the_validation_before(
     train: Train, recipe: Recipe, tmp_path: Path
 ) -> None:
     run = Run.create(tmp_path, changed(recipe, train__summary_every=12), "run")
-    train(run, stop_after=10)
+    train(run, stop_after=10 + LOOKS)
     train(run, resume=True)
     assert curves_of(run)["accuracy/validation raw"] == [9, 19, 29]
 

@@ -15,6 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from thumbnet.distributed.replicas import Replicas
 from thumbnet.monitor.health import batch_statistics
 
+_STOP = "stop"
+"""Key of the store by which a replica that is asked to stop between two steps tells the others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
@@ -157,6 +160,19 @@ class Team:
         self._stop = requested or 0
         interrupted, terminated = self._agreed[:2]
         return signal.SIGTERM if terminated else signal.SIGINT if interrupted else None
+
+    def hears_stop(self, requested: int | None) -> bool:
+        """Tell, between two steps, whether a replica was asked to stop: this one, or another that has called this."""
+        store = self.replicas.store
+        if requested and store:
+            store.set(_STOP, "")
+        return bool(requested) or (store is not None and store.check([_STOP]))
+
+    def agree_on_stop(self, requested: int | None) -> None:
+        """Vote at once, not with the next step, on the signal that all stop for; every replica must call this."""
+        if self.replicas.count > 1:
+            self._stop = requested or 0
+            self._agreed = self.replicas.sum(self._votes()).tolist()
 
     def seconds(self) -> float:
         """Return what the clock says that counts, as of the step before."""

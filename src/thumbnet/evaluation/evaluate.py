@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,10 @@ MOST_PIXELS = 2**21
 """Pixels of one forward pass, 500 images of 64x64: their activations take some 500 MB."""
 
 
+class EvaluationStoppedError(Exception):
+    """An evaluation was asked to end before its last batch: it has no figures."""
+
+
 def batch_size_for(side: int) -> int:
     """Return how many images of a side, in pixels, to take in one pass where nobody says."""
     return min(MOST_IMAGES, max(MOST_PIXELS // side**2, 1))
@@ -42,6 +47,7 @@ def evaluate_weights(
     precision: Precision,
     batch_size: int | None = None,
     replicas: Replicas = ALONE,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Metrics:
     """Run every example of a data set through a network once and return the figures.
 
@@ -53,13 +59,15 @@ def evaluate_weights(
         batch_size: images of one forward pass, `batch_size_for` the input if None; the figures depend on it by rounding
             alone.
         replicas: each evaluates its share of the batches, and all of them return the figures of the whole.
+        stopped: asked before each batch whether to end here.
 
     Raises:
         DataError: the data set is empty, or a label is out of range.
         DivergedError: the network's output is not finite.
+        EvaluationStoppedError: `stopped` said so, on this or another replica.
     """
     logits_NC, labels_N = predict_logits(
-        model, dataset, distort, precision=precision, batch_size=batch_size, replicas=replicas
+        model, dataset, distort, precision=precision, batch_size=batch_size, replicas=replicas, stopped=stopped
     )
     return compute_metrics(logits_NC, labels_N, dataset.class_names)
 
@@ -107,20 +115,30 @@ def predict_logits(
     precision: Precision,
     batch_size: int | None = None,
     replicas: Replicas = ALONE,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the network's logits, float32 [n, classes], and the labels, int64 [n], of every example in order.
 
     Arguments are those of `evaluate_weights`.
+
+    Raises:
+        EvaluationStoppedError: as `evaluate_weights`.
     """
     device = next(model.parameters()).device
     logits_NC = torch.zeros(len(dataset), len(dataset.class_names), device=device)
     labels_N = torch.zeros(len(dataset), dtype=torch.int64)
     batch_size = batch_size or batch_size_for(distort.crop)
     share = replicas.share(math.ceil(len(dataset) / batch_size))
+    ended = False
     with evaluation_mode(model), torch.inference_mode(), precision.autocast(), on_own_cores():
         for batch in evaluation_batches(dataset, distort, batch_size, share):
+            if ended := stopped():
+                break
             rows = slice(batch.indices[0], batch.indices[-1] + 1)
             logits_NC[rows] = model(send(pin(batch.images, device), device)).float()
             labels_N[rows] = batch.labels
+    # One that has done its share cannot know that another has not.
+    if replicas.sum(torch.tensor(float(ended))):
+        raise EvaluationStoppedError
     # Rows of other replicas are zero here, so the sum is the whole.
     return replicas.sum(logits_NC.cpu()).numpy(), replicas.sum(labels_N).numpy()

@@ -17,7 +17,7 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class StopSignal:
-    """While entered, turns SIGINT and SIGTERM into a request that the training loop looks at after each step.
+    """While entered, turns SIGINT and SIGTERM into a request, at which the training looks after each step or batch.
 
     A second signal ends the process at once with 128 + its number, as shells report it (130 or 143): nothing is saved,
     flushed or unwound, since whatever the program was doing may be what hangs. Where the process is not ours, as in a

@@ -16,7 +16,7 @@ from thumbnet.distributed.exact import team_for
 from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.engine import Precision, device
 from thumbnet.errors import DivergedError, ThumbnetError
-from thumbnet.evaluation.evaluate import evaluate_weights
+from thumbnet.evaluation.evaluate import EvaluationStoppedError, evaluate_weights
 from thumbnet.input.pipeline import Batch, TrainingInput
 from thumbnet.kernels import on_own_cores
 from thumbnet.monitor.console import Console
@@ -53,7 +53,7 @@ class Outcome:
     """Cores' worth of time that other programs took of those this process may use, over this session; None where the
     system does not tell, and on several devices, whose replicas are other programs to each other."""
     stopped_by: int | None
-    """The signal that ended it early, or None."""
+    """The signal that ended it early, if only in the validation of its last step, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,7 @@ class Training:
         self._clock = TrainClock(state.train_s)
         self._saved = (state.step, state.train_s)
         self._over = self._done() == 1
+        self._stop = StopSignal()
         self.replicas = replicas
         self._leads = replicas.rank == 0
         batch_size = run.recipe.input.batch_size
@@ -111,14 +112,14 @@ class Training:
         """Train to the end, or until a stop is requested; in either case the last step has a checkpoint.
 
         Args:
-            stop: looked at after every step.
+            stop: looked at after every step, and between the batches of a validation, which a resume then begins with.
             on_first_step: called once, right before the first step.
 
         Raises:
             DivergedError: a loss, gradient or running statistic was not finite; a checkpoint of the step before it
                 stands, or on an accelerator of the last step before it that something was told or saved at.
         """
-        state, recipe = self.state, self.recipe
+        state, recipe, self._stop = self.state, self.recipe, stop
         first_step, first_s = state.step, state.train_s
         neighbours = Neighbours()  # while this thread may still use all cores
         if recipe.train.summary_every and self._leads:
@@ -143,6 +144,8 @@ class Training:
                 on_first_step()
                 self._clock.start()
                 self._window.restart(wait_s=batches.wait_s)
+                if state.validation_due:
+                    self._save()
                 stopped = None
                 while not self._over and not (stopped := self.team.stop(stop.requested)):
                     if self._narrator:
@@ -162,8 +165,10 @@ class Training:
                     self._after_step(result, rate, self.team.waited(batches.wait_s))
                 # What asked for a stop may not wait for long, so that is not validated.
                 self._save_unless_saved(validate=self._over)
+                if state.validation_due:  # of the last step, after which the loop looks no more
+                    stopped = self.team.stop(stop.requested)
                 if self._narrator:
-                    self._narrator.conclude(finished=self._over)
+                    self._narrator.conclude(finished=self._over and not stopped)
                 wait_s = self.team.waited(batches.wait_s)
                 busy_elsewhere = neighbours.busy_cores() if self.replicas.count == 1 else None
         except DivergedError:
@@ -184,7 +189,7 @@ class Training:
             images_per_second=session_steps * recipe.input.batch_size / session_s if session_steps else None,
             wait_fraction=wait_s / session_s if session_steps else None,
             cores_busy_elsewhere=busy_elsewhere,
-            stopped_by=None if self._over else stopped,
+            stopped_by=stopped,
         )
 
     def _close_summaries(self) -> None:
@@ -330,9 +335,13 @@ class Training:
         state, accuracy = self.state, None
         if self._unread:
             self._catch_up()
+        state.validation_due = False
         if validate and self.splits.validation is not None:
             try:
                 accuracy = self._validate()
+            except EvaluationStoppedError:
+                state.validation_due = True
+                self.team.agree_on_stop(self._stop.requested)
             except DivergedError as error:
                 # Finite weights whose output overflows: worth keeping to look at, never the best.
                 self.console.note(f"step {state.step}: not validated: {error}")
@@ -341,7 +350,12 @@ class Training:
         self._saved = (state.step, state.train_s)
 
     def _validate(self) -> float:
-        """Evaluate on the validation split, off the clock; return the accuracy of the weights evaluation prefers."""
+        """Evaluate on the validation split, off the clock; return the accuracy of the weights evaluation prefers.
+
+        Raises:
+            DivergedError: the network's output is not finite.
+            EvaluationStoppedError: a stop was requested meanwhile; no figure is told.
+        """
         state, dataset = self.state, self.splits.validation
         assert dataset is not None
         with self._clock.paused() as pause:
@@ -352,6 +366,7 @@ class Training:
                 distort=self.recipe.distort,
                 precision=self.precision,
                 replicas=self.replicas,
+                stopped=lambda: self.team.hears_stop(self._stop.requested),
             )
             accuracies = {name: evaluate(model).accuracy for name, model in models.items()}
         self._window.exclude(pause.seconds)

@@ -33,6 +33,8 @@ class TrainingState:
     """Seconds spent in training so far, over all resumes, evaluation left out."""
     smoothed: dict[str, float] = field(default_factory=dict)
     """Moving average (decay 0.9) of each loss, by name."""
+    validation_due: bool = False
+    """Whether a stop cut short the validation of this step, with which a resume begins."""
 
     def capture(self, recipe: Recipe) -> Checkpoint:
         """Return a checkpoint that shares memory with this state: save it before the next step.
@@ -48,6 +50,7 @@ class TrainingState:
         info: dict[str, Any] = {
             "train_s": self.train_s,
             "smoothed": dict(self.smoothed),
+            "validation_due": self.validation_due,
             "recipe": recipe_to_dict(recipe),
         }
         return Checkpoint(
@@ -75,6 +78,7 @@ class TrainingState:
             self._restore_optimizer(checkpoint.state)
             self.step = checkpoint.step
             self.train_s = float(checkpoint.info["train_s"])
+            self.validation_due = bool(checkpoint.info.get("validation_due", False))  # older ones do not say
             self.smoothed = {str(name): float(value) for name, value in checkpoint.info["smoothed"].items()}
         except (KeyError, ValueError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
