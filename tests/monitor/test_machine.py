@@ -20,7 +20,10 @@ MACHINE = {"device": "cpu", "kernels": True, "amx_kernels": True, "precision": "
             {"amx_kernels": False},
             ["input", "patches of local layers: fused C kernels", "there is no AMX or the system"],
         ),
-        ({"amx_kernels": False, "precision": "fp32"}, ["input", "fused C kernels", "for bf16 and not fp32"]),
+        (
+            {"amx_kernels": False, "precision": "fp32"},
+            ["input", "fused C kernels", "all of the speed network: C kernels, float32", "for bf16 and not fp32"],
+        ),
         ({"amx_kernels": False, "kernels": False}, ["input: NumPy", "plain PyTorch", "PyTorch's own"]),
         ({"device": "cuda"}, ["input: fused C kernels", "all networks: PyTorch's own, on cuda"]),
     ],

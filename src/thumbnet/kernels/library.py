@@ -21,8 +21,20 @@ import torch
 from thumbnet.engine import LEVEL_OF_CAP, cpu_flags, cpu_name, has_level, isa_cap
 from thumbnet.files import write_new_file
 
-SOURCES = ("pool_norm.c", "speed_net.c", "local.c", "conv_pool.c", "distort.c", "threads.c")
-HEADERS = ("pool_norm.h", "pool_norm_avx512.h", "max_pool_avx512.h", "amx.h", "avx512.h", "bfloat16.h")
+# One rounding for a product and a sum, where that is not to give the same bits as NumPy or plain loops.
+CONTRACT = ("-ffp-contract=fast",)
+SOURCES = {
+    "pool_norm.c": (),
+    "speed_net.c": (),
+    "local.c": (),
+    "conv_pool.c": (),
+    "winograd.c": CONTRACT,
+    "norm_gelu.c": CONTRACT,
+    "distort.c": (),
+    "threads.c": (),
+}
+"""The kernels, and what each is compiled with beside `FLAGS`."""
+HEADERS = ("pool_norm.h", "pool_norm_avx512.h", "max_pool_avx512.h", "amx.h", "avx512.h", "bfloat16.h", "lanes.h")
 FLAGS = (
     "-std=c11",
     "-O3",
@@ -89,7 +101,9 @@ def load_library() -> Library:
 def library_path(openmp: str) -> Path:
     """Return where the compiled kernels are kept; the name tells of sources, flags, OpenMP runtime and processor."""
     # -march=native makes the result fit this processor alone, so all that it can do is part of the name.
-    key = hashlib.sha256("\n".join([cpu_name(), *sorted(cpu_flags()), *compiler_flags(), openmp]).encode())
+    key = hashlib.sha256(
+        "\n".join([cpu_name(), *sorted(cpu_flags()), *compiler_flags(), openmp, str(SOURCES)]).encode()
+    )
     for source in (*SOURCES, *HEADERS):
         key.update((_folder() / source).read_bytes())
     return platformdirs.user_cache_path("thumbnet") / f"kernels-{key.hexdigest()[:16]}.so"
@@ -137,16 +151,16 @@ def _compile(path: Path, openmp: str) -> str:
     compiler = find_compiler()
     if compiler is None:
         return "no C compiler (gcc) was found"
-    command, sources = [compiler, *compiler_flags()], [_folder() / source for source in SOURCES]
+    command = [compiler, *compiler_flags()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.statvfs(path.parent).f_flag & os.ST_NOEXEC:  # else they would be compiled in vain at every start
             return f"{path.parent} is on a disk that is mounted noexec"
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             compiled, whole = Path(folder) / "compiled.so", Path(folder) / "kernels.so"
-            built = {source: str(Path(folder) / f"{source.stem}.o") for source in sources}
+            built = {source: str(Path(folder) / f"{source}.o") for source in SOURCES}
             for step in (
-                *([*command, "-c", str(source), "-o", built[source]] for source in sources),
+                *([*command, *SOURCES[name], "-c", str(_folder() / name), "-o", built[name]] for name in SOURCES),
                 # Linking PyTorch's own OpenMP keeps one pool of threads: two would spin against each other.
                 [compiler, "-shared", *built.values(), openmp, "-lm", "-o", str(compiled)],
             ):

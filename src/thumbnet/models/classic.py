@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thumbnet.models.first_layer import PooledFirst
-from thumbnet.models.layers import LocalResponseNorm, SameMaxPool
+from thumbnet.models.layers import LocalResponseNorm, PaddedConv2d, SameMaxPool
 
 
 class FlattenHWC(nn.Module):
@@ -39,7 +39,7 @@ def build_classic(*, num_classes: int, crop: int, channels: int = 3, initial_std
             conv1=nn.Conv2d(channels, 64, 5, padding=2),
             pool1=SameMaxPool(3, 2, relu=True),
             norm1=LocalResponseNorm(radius=4, bias=1.0, alpha=0.001 / 9),
-            conv2=nn.Conv2d(64, 64, 5, padding=2),
+            conv2=PaddedConv2d(64, 64, 5),
             norm2=LocalResponseNorm(radius=4, bias=1.0, alpha=0.001 / 9, relu=True),
             pool2=SameMaxPool(3, 2),
             flatten=FlattenHWC(),

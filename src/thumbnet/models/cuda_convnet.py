@@ -11,7 +11,7 @@ from torch import nn
 from thumbnet.errors import UsageError
 from thumbnet.models.classic import FlattenHWC
 from thumbnet.models.first_layer import PooledFirst
-from thumbnet.models.layers import LocallyConnected, LocalResponseNorm, MapResponseNorm, SameMaxPool
+from thumbnet.models.layers import LocallyConnected, LocalResponseNorm, MapResponseNorm, PaddedConv2d, SameMaxPool
 
 NETS = ("80sec", "18pct", "13pct", "11pct")
 """The networks, named by the time that the first took on a GPU of its day and by the test errors of the others."""
@@ -100,8 +100,8 @@ def _average_pool() -> nn.AvgPool2d:
     return nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False)
 
 
-def _convolution(inputs: int, outputs: int, *, std: float) -> nn.Conv2d:
-    return _drawn(nn.Conv2d(inputs, outputs, 5, padding=2), std)
+def _convolution(inputs: int, outputs: int, *, std: float) -> PaddedConv2d:
+    return _drawn(PaddedConv2d(inputs, outputs, 5), std)
 
 
 def _dense(inputs: int, outputs: int, *, std: float) -> nn.Linear:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from thumbnet.kernels import load_library
+from thumbnet.models.norm_gelu import Layout
 
 # Positions after the last image that kernels may read (speed_net.c), beside a row and a position.
 TAIL = 32
@@ -119,65 +120,6 @@ def _pack(weight: Tensor, *, transposed: bool) -> Tensor:
     return packed
 
 
-class _NormGelu(torch.autograd.Function):
-    """GELU of a batch-normalized grid, to which another may be added before (`norm_*` of speed_net.c)."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, bias: Tensor, eps: float, added: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        z, added = to_grid(z), None if added is None else to_grid(added)
-        N, C, H, W = z.shape
-        sums = torch.empty(2, C, dtype=torch.float64)
-        load_library().call("norm_sums", z, sums, N, H, W, C)
-        mean, square = sums / (N * H * W)
-        variance = (square - mean * mean).clamp_min(0)
-        scale = (variance + eps).rsqrt()
-        ctx.save_for_backward(z, mean, scale, bias, added)
-        ctx.mark_non_differentiable(mean, variance)
-        return apply_norm_gelu(z, scale, bias - mean * scale, added), mean, variance
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        z, mean, scale, bias, added = ctx.saved_tensors
-        N, C, H, W = sizes = z.shape
-        inner = empty_grid(*sizes)
-        sums = torch.empty(2, C, dtype=torch.float64)
-        scale32, shift32 = scale.float(), (bias - mean * scale).float()
-        load_library().call(
-            "norm_gelu_backward",
-            to_grid(gradients[0]),
-            z,
-            0 if added is None else added,
-            inner,
-            scale32,
-            shift32,
-            sums,
-            *(N, H, W, C),
-        )
-        # dz = scale * (inner - mean(inner) - normalized * mean(inner * normalized)), normalized = scale * (z - mean)
-        inner_mean, product_mean = sums / (N * H * W)
-        slope = -(scale**3) * (product_mean - mean * inner_mean)
-        factors = torch.stack([scale, slope, -scale * inner_mean - slope * mean]).float()
-        # Without `added`, nobody needs the inner gradient any more, and the outer one takes its place.
-        outer = inner if added is None else empty_grid(*sizes)
-        load_library().call("norm_backward", inner, z, outer, factors, N, H, W, C)
-        return outer, sums[0].to(bias.dtype), None, None if added is None else inner
-
-
-def apply_norm_gelu(z: Tensor, scale: Tensor, shift: Tensor, added: Tensor | None) -> Tensor:
-    """Return GELU(scale z + shift + added) as a grid: z and added [N, C, H, W], scale and shift [C]."""
-    out = empty_grid(*z.shape)
-    load_library().call(
-        "norm_gelu_forward",
-        to_grid(z),
-        0 if added is None else to_grid(added),
-        out,
-        scale.float(),
-        shift.float(),
-        *(out.shape[i] for i in (0, 2, 3, 1)),
-    )
-    return out
-
-
 class _Fork(torch.autograd.Function):
     """A grid for two readers; back, their gradients are added where they lie, which autograd would do into a copy."""
 
@@ -242,7 +184,7 @@ def _whitening_tiles(weight: Tensor) -> Tensor:
     return parts.reshape(2, 2, 16, 16, 2).transpose(2, 3).contiguous()
 
 
+LAYOUT = Layout(of=to_grid, empty=empty_grid)
 convolve: Callable[..., Tensor] = _Convolution.apply
 fork: Callable[[Tensor], tuple[Tensor, Tensor]] = _Fork.apply
-norm_gelu: Callable[..., tuple[Tensor, Tensor, Tensor]] = _NormGelu.apply
 whiten: Callable[..., Tensor] = _Whitening.apply

@@ -1,8 +1,9 @@
 """Layers that PyTorch lacks, or does with other semantics.
 
 TensorFlow's SAME max pool, response normalization across channels and within each map, locally connected layers.
-On processors pooling and normalization run as one fused C pass each way, and locally connected layers in bf16 on AMX
-units, where the compiled kernels are at hand, else in plain torch; the two agree to rounding.
+On processors pooling and normalization run as one fused C pass each way, convolutions in float32 on kernels of their own,
+and locally connected layers in bf16 on AMX units, where the compiled kernels are at hand, else in plain torch; the two
+agree to rounding.
 """
 
 from __future__ import annotations
@@ -11,8 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thumbnet.models import fused, local
+from thumbnet.models import dense, fused, local
 from thumbnet.models.fused import same_padding
+
+
+class PaddedConv2d(nn.Conv2d):
+    """A convolution with biases whose border is padded with zeros so that an odd kernel keeps the sides."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Convolve."""
+        if dense.kernels_convolve(images_NCHW, self):
+            return dense.convolve(images_NCHW, self.weight, self.bias, False)
+        return super().forward(images_NCHW)
 
 
 class SameMaxPool(nn.Module):

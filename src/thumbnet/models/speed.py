@@ -1,8 +1,8 @@
 """The speed network of the airbench family: whitening, three blocks of two or three 3x3 convolutions, a linear head.
 
 Source of layers, initial values and constants: KellerJordan/cifar10-airbench (arXiv:2404.00498). With bf16 arithmetic
-on a processor with AMX it runs on the kernels of `thumbnet.models.grid`, else in plain torch; the two agree to
-rounding.
+on a processor with AMX it runs on the kernels of `thumbnet.models.grid`, with float32 on any processor on those of
+`thumbnet.models.dense`, else in plain torch; all agree to rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thumbnet.errors import UsageError
-from thumbnet.models import grid
+from thumbnet.models import dense, grid
+from thumbnet.models.norm_gelu import apply_norm_gelu, norm_gelu
 
 NORM_EPS = 1e-12
 NORM_MOMENTUM = 0.4
@@ -74,6 +75,8 @@ class WhiteningConv(nn.Module):
         # The kernel has no gradient of the pictures, which whoever asks what the network looks at wants.
         if images_NCHW.shape[1] == 3 and not images_NCHW.requires_grad and grid.kernels_take(images_NCHW):
             return grid.whiten(images_NCHW, self.weight, self.bias)
+        if not images_NCHW.requires_grad and dense.kernels_take(images_NCHW):
+            return dense.whiten(images_NCHW, self.weight, self.bias)
         return F.gelu(F.conv2d(images_NCHW, self.weight, self.bias))
 
     def extra_repr(self) -> str:
@@ -97,6 +100,8 @@ class Conv3x3(nn.Conv2d):
         """Convolve and pool."""
         if self.out_channels % 32 == 0 and grid.kernels_take(images_NCHW):
             return grid.convolve(images_NCHW, self.weight, self.pool)
+        if dense.kernels_convolve(images_NCHW, self):
+            return dense.convolve(images_NCHW, self.weight, None, self.pool)
         outputs = super().forward(images_NCHW)
         return F.max_pool2d(outputs, 2) if self.pool else outputs
 
@@ -129,16 +134,19 @@ class NormGelu(nn.Module):
                 "a batch of one picture of this size leaves one value to normalize: train on more pictures at once "
                 "(--batch-size, and --grain if given), or on larger ones (--set distort.crop=16)"
             )
-        kernels = len(self.bias) % 32 == 0 and grid.kernels_take(images_NCHW)
-        if kernels and self.training:
-            output, mean, variance = grid.norm_gelu(images_NCHW, self.bias, NORM_EPS, added_NCHW)
+        layout = None
+        if len(self.bias) % 32 == 0:
+            takers = (kernels.LAYOUT for kernels in (grid, dense) if kernels.kernels_take(images_NCHW))
+            layout = next(takers, None)
+        if layout and self.training:
+            output, mean, variance = norm_gelu(images_NCHW, self.bias, NORM_EPS, added_NCHW, layout)
             count = images_NCHW.numel() / len(self.bias)
             self.running_mean.lerp_(mean.float(), NORM_MOMENTUM)
             self.running_var.lerp_((variance * (count / (count - 1))).float(), NORM_MOMENTUM)
             return output
-        if kernels and not torch.is_grad_enabled():
+        if layout and not torch.is_grad_enabled():
             scale = (self.running_var + NORM_EPS).rsqrt()
-            return grid.apply_norm_gelu(images_NCHW, scale, self.bias - self.running_mean * scale, added_NCHW)
+            return apply_norm_gelu(images_NCHW, scale, self.bias - self.running_mean * scale, added_NCHW, layout)
         normalized = F.batch_norm(
             images_NCHW,
             self.running_mean,
@@ -211,7 +219,7 @@ def build_speed(
         num_classes: classes.
         crop: side of the input, at least 9 pixels.
         channels: channels of the input.
-        widths: channels of the three blocks; multiples of 32 run on the AMX kernels.
+        widths: channels of the three blocks; multiples of 32 run on the kernels.
         head_scale: factor on the logits.
         head_std: deviation of the head's initial weights; PyTorch's default for None.
         residual: give each block a third convolution, and a way around the second and third.

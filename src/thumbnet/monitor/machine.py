@@ -85,8 +85,11 @@ def _kernel_uses(machine: dict[str, Any]) -> list[str]:
         products = f"PyTorch's own, the AMX kernels are for bf16 and not {machine['precision']}"
     else:
         products = "PyTorch's own, there is no AMX or the system does not let this process use it"
+    winograd = machine["kernels"] and machine["precision"] == "fp32"
+    rest = "local layers" if winograd else "all of the speed network, local layers"
     return [
         crops,
         f"pooling, response normalization{'' if machine['amx_kernels'] else ', patches of local layers'}: {fused}",
-        f"first convolutions, all of the speed network, local layers: {products}",
+        *(["3x3 and 5x5 convolutions, all of the speed network: C kernels, float32"] if winograd else []),
+        f"first convolutions, {rest}: {products}",
     ]

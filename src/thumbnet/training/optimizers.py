@@ -12,11 +12,18 @@ from thumbnet.config import OptimizerConfig
 from thumbnet.errors import UsageError, did_you_mean
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, products: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
     """Build the optimizer over all weights, one parameter group for each way of moving.
 
     The gradient of c/2 * ||w||^2 is c * w, which is what the optimizers' `weight_decay` adds: the loss term itself is
     only computed for display (`decay_terms`).
+
+    Args:
+        model: what is trained.
+        config: the recipe's optimizer section.
+        products: type of numbers in which this machine multiplies matrices fast, for Muon's iterations.
 
     Raises:
         UsageError: the recipe names a layer that the network does not have, or lets Muon's convolutions decay.
@@ -40,7 +47,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         for (decay, rate, until, muon), parameters in groups.items()
     ]
     if config.name == "muon":
-        return Muon(described, momentum=config.momentum, muon_momentum=config.muon_momentum)
+        return Muon(described, momentum=config.momentum, muon_momentum=config.muon_momentum, products=products)
     return torch.optim.SGD(
         described, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, foreach=True
     )
@@ -76,8 +83,11 @@ class Muon(torch.optim.SGD):
     learning rate means the same for all of them. Source: KellerJordan/cifar10-airbench, airbench94_muon.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, muon_momentum: float) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], *, momentum: float, muon_momentum: float, products: torch.dtype
+    ) -> None:
         super().__init__(groups, momentum=momentum, nesterov=momentum > 0, foreach=True)
+        self.products = products
         for group in self.param_groups:
             if group["muon"]:
                 group["momentum"] = muon_momentum
@@ -109,7 +119,7 @@ class Muon(torch.optim.SGD):
         buffer.mul_(group["momentum"]).add_(parameter.grad)
         gradient = parameter.grad.add(buffer, alpha=group["momentum"])
         parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-        update = orthogonalize(gradient.permute(0, 2, 3, 1).flatten(1))
+        update = orthogonalize(gradient.permute(0, 2, 3, 1).flatten(1).to(self.products)).to(gradient.dtype)
         C, I, height, width = parameter.shape  # noqa: E741
         update = update.reshape(C, height, width, I).permute(0, 3, 1, 2)
         parameter.add_(update, alpha=-group["lr"])
@@ -118,20 +128,18 @@ class Muon(torch.optim.SGD):
 def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     """Return roughly the orthogonal matrix nearest to a matrix: its singular values come near 1.
 
-    Newton-Schulz iterations X <- a X + (b A + c A^2) X with A = X X^T, in bf16, which their fixed point forgives. The
-    coefficients give the largest slope at 0 rather than convergence. Source: Jordan's Muon.
+    Newton-Schulz iterations X <- a X + (b A + c A^2) X with A = X X^T, in the matrix's own type of numbers: their fixed
+    point forgives bfloat16. The coefficients give the largest slope at 0 rather than convergence. Source: Jordan's Muon.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16()
     tall = len(matrix) > matrix.shape[1]
-    x = x / (x.norm() + 1e-7)
+    x = matrix / (matrix.norm() + 1e-7)
     if tall:
         x = x.T
     for _ in range(steps):
         product = x @ x.T
         x = a * x + (b * product + c * product @ product) @ x
-    result: Tensor = (x.T if tall else x).to(matrix.dtype)
-    return result
+    return x.T if tall else x
 
 
 def _check_layers(model: nn.Module, names: Iterable[str], key: str, also: Iterable[str] = ()) -> None:

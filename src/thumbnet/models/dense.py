@@ -1,0 +1,131 @@
+"""Convolutions and whitening in float32 on any processor: the C kernels of winograd.c and norm_gelu.c as torch functions.
+
+Tensors are [N, C, H, W], float32, channels-last in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thumbnet.kernels import load_library
+from thumbnet.models.norm_gelu import Layout
+
+INPUTS_STEP, OUTPUTS_STEP = 8, 32
+"""Channels that the kernels take are multiples of these."""
+SIDES = (3, 5)
+"""Of the filters."""
+
+
+def kernels_take(images_NCHW: Tensor) -> bool:
+    """Tell whether the kernels can have the work on this tensor: float32 arithmetic, and a compiler was there."""
+    return (
+        not torch.compiler.is_compiling()
+        and images_NCHW.device.type == "cpu"
+        and images_NCHW.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and load_library().handle is not None
+    )
+
+
+def kernels_convolve(images_NCHW: Tensor, layer: nn.Conv2d) -> bool:
+    """Tell whether the kernels can have this convolution, which is padded so that sides stay."""
+    return (
+        layer.in_channels % INPUTS_STEP == 0
+        and layer.out_channels % OUTPUTS_STEP == 0
+        and layer.kernel_size[0] in SIDES
+        and kernels_take(images_NCHW)
+    )
+
+
+def to_dense(images_NCHW: Tensor) -> Tensor:
+    """Return the tensor in float32, channels-last."""
+    return images_NCHW.float().contiguous(memory_format=torch.channels_last)
+
+
+def empty_dense(*sizes: int) -> Tensor:
+    """Return a tensor of the sizes N, C, H, W whose values are not set."""
+    return torch.empty(sizes, memory_format=torch.channels_last)
+
+
+class _Convolution(torch.autograd.Function):
+    """`winograd_forward` and `winograd_backward`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pool: bool) -> Tensor:
+        x = to_dense(x)
+        N, C, H, W = x.shape
+        outputs, _, side, _ = weight.shape
+        ctx.sizes = (N, H, W, C, outputs, side)
+        out = empty_dense(N, outputs, H // 2 if pool else H, W // 2 if pool else W)
+        winner = torch.empty(out.numel(), dtype=torch.uint8) if pool else None
+        packed = _pack(weight, transposed=False)
+        load_library().call("winograd_forward", x, packed, _or_0(bias), out, _or_0(winner), *ctx.sizes)
+        ctx.save_for_backward(x, weight, winner)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, winner = ctx.saved_tensors
+        outputs, inputs, side, _ = weight.shape
+        wants_input, _, wants_bias, _ = ctx.needs_input_grad
+        input_gradient = torch.empty_like(x) if wants_input else None
+        packed = _pack(weight, transposed=True) if wants_input else None
+        weight_gradient = torch.empty(side, side, inputs, outputs)
+        bias_gradient = torch.empty(outputs) if wants_bias else None
+        load_library().call(
+            "winograd_backward",
+            to_dense(gradients[0]),
+            x,
+            *map(_or_0, (winner, packed, input_gradient)),
+            weight_gradient,
+            _or_0(bias_gradient),
+            *ctx.sizes,
+        )
+        return input_gradient, weight_gradient.permute(3, 2, 0, 1), bias_gradient, None
+
+
+def _or_0(tensor: Tensor | None) -> Tensor | int:
+    """Return what tells a kernel of no tensor, for None."""
+    return 0 if tensor is None else tensor
+
+
+def _pack(weight: Tensor, *, transposed: bool) -> Tensor:
+    """Return the weights [C_out, C_in, k, k] transformed, as the kernels read them."""
+    outputs, inputs, side, _ = weight.shape
+    stored = -(-inputs // OUTPUTS_STEP) * OUTPUTS_STEP if transposed else inputs
+    packed = torch.empty(36 * outputs * stored)
+    load_library().call("winograd_pack", to_dense(weight.detach()), packed, inputs, outputs, side, int(transposed))
+    return packed
+
+
+class _Whitening(torch.autograd.Function):
+    """`whiten_dense_forward` and `whiten_dense_backward`: fixed weights, a bias that may learn."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        images, columns = to_dense(images.detach()), weight.detach().permute(2, 3, 1, 0).contiguous()
+        N, C, H, W = images.shape
+        ctx.sizes = (N, H - 1, W - 1, C, len(bias))
+        out = empty_dense(N, len(bias), H - 1, W - 1)
+        load_library().call("whiten_dense_forward", images, columns, bias.detach(), out, *ctx.sizes)
+        ctx.save_for_backward(images, columns, bias)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        images, columns, bias = ctx.saved_tensors
+        sums = torch.empty(len(bias), dtype=torch.float64)
+        gradient = to_dense(gradients[0])
+        load_library().call("whiten_dense_backward", images, columns, bias, gradient, sums, *ctx.sizes)
+        return None, None, sums.float()
+
+
+LAYOUT = Layout(of=to_dense, empty=empty_dense)
+convolve: Callable[[Tensor, Tensor, Tensor | None, bool], Tensor] = _Convolution.apply
+"""Convolution of x [N, C_in, H, W] with weight [C_out, C_in, k, k], plus bias [C_out] if any, or pooled 2x2."""
+whiten: Callable[[Tensor, Tensor, Tensor], Tensor] = _Whitening.apply
+"""GELU of the 2x2 convolution of images [N, C, H, W] with weight [8 n, C, 2, 2] plus bias, without padding."""

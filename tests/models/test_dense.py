@@ -1,0 +1,188 @@
+"""The float32 kernels against plain torch in float64, in value and gradient."""
+
+import ctypes
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from thumbnet.kernels import find_compiler, library, load_library
+from thumbnet.models import dense
+from thumbnet.models.norm_gelu import apply_norm_gelu, norm_gelu
+
+pytestmark = pytest.mark.skipif(load_library().handle is None, reason="no compiled kernels on this machine")
+
+# Winograd's points reach 4, so its sums lose two or three bits more than plain ones, relative to the largest value.
+ROUNDING = 1e-4
+CLEAR = 1e-3
+"""Distance of a window's largest value from the second one, at which rounding cannot change which one wins."""
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected value."""
+    return ((found.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+
+
+def doubled(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
+def windows(values_NCHW: Tensor) -> Tensor:
+    """The values of each 2x2 window, [N, C, H/2, W/2, 4]."""
+    even = values_NCHW[..., : values_NCHW.shape[2] // 2 * 2, : values_NCHW.shape[3] // 2 * 2]
+    return even.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+
+
+SIZES = [
+    (3, 24, 64, 31, 31, 3),  # the speed network's own sizes
+    (5, 64, 64, 15, 15, 3),
+    (9, 64, 96, 7, 7, 3),
+    (70, 32, 32, 3, 3, 3),
+    (20, 64, 64, 12, 12, 5),  # classic
+    (1, 8, 32, 2, 2, 3),  # smaller than a tile
+    (2, 40, 32, 40, 3, 3),
+    (2, 32, 32, 5, 37, 5),
+    (1, 264, 160, 6, 5, 3),  # more inputs than a unit has room for, outputs that are no whole group
+]
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize(("images", "inputs", "outputs", "height", "width", "side"), SIZES)
+def test_convolution_and_gradients(
+    images: int, inputs: int, outputs: int, height: int, width: int, side: int, pool: bool
+) -> None:
+    if pool and side != 3:
+        pytest.skip("only 3x3 convolutions pool")
+    x = numbers(images, inputs, height, width).requires_grad_()
+    weight = numbers(outputs, inputs, side, side, seed=1).requires_grad_()
+    bias = None if pool else numbers(outputs, seed=2).requires_grad_()
+    given_ = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    exact = doubled(*given_)
+    plain = F.conv2d(exact[0], exact[1], None if pool else exact[2], padding=side // 2)
+    clear = torch.ones(())
+    if pool:
+        best = windows(plain.detach()).topk(2).values
+        clear = (best[..., 0] - best[..., 1] > CLEAR * plain.abs().max()).double()
+        plain = F.max_pool2d(plain, 2)
+    gradient = numbers(*plain.shape, seed=3).double() * clear
+    expected = torch.autograd.grad(plain, exact, gradient)
+    found = dense.convolve(x, weight, bias, pool)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert error(found.detach(), plain.detach()) < ROUNDING
+    gradients = torch.autograd.grad(found, given_, gradient.float())
+    for value, wanted in zip(gradients, expected, strict=True):
+        assert error(value, wanted) < ROUNDING
+    # Where the input is fixed, its gradient is not computed, and that of the weights is the same.
+    (alone,) = torch.autograd.grad(dense.convolve(x.detach(), weight, bias, pool), weight, gradient.float())
+    assert torch.equal(alone, gradients[1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    images=st.integers(1, 30),
+    inputs=st.integers(1, 10),
+    outputs=st.integers(1, 4),
+    height=st.integers(2, 20),
+    width=st.integers(2, 20),
+    form=st.sampled_from([(3, False), (3, True), (5, False)]),
+)
+def test_any_size(images: int, inputs: int, outputs: int, height: int, width: int, form: tuple[int, bool]) -> None:
+    test_convolution_and_gradients(images, 8 * inputs, 32 * outputs, height, width, *form)
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_vectors_of_either_width(lanes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors with AVX-512 compute 16 values at a time; others can be made to, in two halves."""
+    compiler, openmp = find_compiler(), library._loaded_openmp()
+    assert compiler is not None
+    assert openmp is not None
+    source, built = Path(library.__file__).parent / "winograd.c", tmp_path / "winograd.so"
+    flags = [*library.compiler_flags(), *library.CONTRACT, f"-DLANES={lanes}"]
+    subprocess.run([compiler, *flags, "-shared", str(source), openmp, "-o", str(built)], check=True)
+    other = library.Library(handle=ctypes.CDLL(str(built)), why="test")
+    monkeypatch.setattr(dense, "load_library", lambda: other)
+    test_convolution_and_gradients(7, 24, 96, 9, 10, 3, True)
+    test_convolution_and_gradients(7, 24, 96, 9, 10, 5, False)
+
+
+def test_nan_and_infinity_go_on() -> None:
+    for bad in (float("nan"), float("inf")):
+        x = numbers(2, 8, 6, 6)
+        x[1, 3, 2, 2] = bad
+        for pool in (False, True):
+            found = dense.convolve(x, numbers(32, 8, 3, 3), None, pool)
+            assert found[0].isfinite().all()
+            assert not found[1].isfinite().all()
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_results_do_not_depend_on_threads(threads: int, insist_same_bits: Callable[..., None]) -> None:
+    def step() -> list[Tensor]:
+        images, filters, shift = numbers(30, 3, 16, 16), numbers(24, 3, 2, 2, seed=5), numbers(24).requires_grad_()
+        weight, bias = numbers(64, 24, 3, 3, seed=1).requires_grad_(), numbers(64, seed=2).requires_grad_()
+        x = dense.whiten(images, filters, shift)
+        out, mean, variance = norm_gelu(dense.convolve(x, weight, None, True), bias, 1e-12, None, dense.LAYOUT)
+        gradients = torch.autograd.grad(out, (shift, weight, bias), numbers(*out.shape, seed=3))
+        return [x, out, mean, variance, *gradients]
+
+    insist_same_bits(step, threads)
+
+
+@pytest.mark.parametrize("channels", [8, 64])
+@pytest.mark.parametrize("with_added", [False, True])
+def test_norm_gelu(with_added: bool, channels: int) -> None:
+    # A mean far from 0 takes digits from a variance that is computed from squares.
+    z, bias = (numbers(6, channels, 5, 7) + 10).requires_grad_(), numbers(channels, seed=1).requires_grad_()
+    added = numbers(6, channels, 5, 7, seed=2).requires_grad_() if with_added else None
+    given_ = [tensor for tensor in (z, bias, added) if tensor is not None]
+    exact = doubled(*given_)
+    normalized = F.batch_norm(exact[0], None, None, bias=exact[1], training=True, eps=1e-5)
+    plain = F.gelu(normalized + exact[2] if with_added else normalized)
+    gradient = numbers(*plain.shape, seed=3)
+    expected = torch.autograd.grad(plain, exact, gradient.double())
+    found, mean, variance = norm_gelu(z, bias, 1e-5, added, dense.LAYOUT)
+    assert error(found.detach(), plain.detach()) < 1e-5
+    assert error(mean, exact[0].mean((0, 2, 3))) < 1e-6
+    assert error(variance, exact[0].var((0, 2, 3), unbiased=False)) < 1e-5
+    for value, wanted in zip(torch.autograd.grad(found, given_, gradient), expected, strict=True):
+        assert error(value, wanted) < 1e-5
+
+
+def test_gelu_is_torchs_everywhere() -> None:
+    special = torch.tensor([0.0, -0.0, 40, -40, 1e30, -1e30, float("inf"), float("nan")])
+    x = torch.cat([torch.linspace(-14, 14, 8 * 1000), special]).view(-1, 8, 1, 1)
+    found = apply_norm_gelu(x, torch.ones(8), torch.zeros(8), None, dense.LAYOUT)
+    torch.testing.assert_close(found.double(), F.gelu(x.double()), rtol=1e-6, atol=3e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whitening(channels: int) -> None:
+    images, weight = numbers(5, channels, 9, 11), numbers(8 * channels, channels, 2, 2, seed=1)
+    bias = numbers(8 * channels, seed=2).requires_grad_()
+    (exact,) = doubled(bias)
+    plain = F.gelu(F.conv2d(images.double(), weight.double(), exact))
+    gradient = numbers(*plain.shape, seed=3)
+    found = dense.whiten(images, weight, bias)
+    assert error(found.detach(), plain.detach()) < 1e-6
+    expected = torch.autograd.grad(plain, exact, gradient.double())
+    assert error(torch.autograd.grad(found, bias, gradient)[0], expected[0]) < 1e-5
+
+
+def test_what_the_kernels_take() -> None:
+    images, layer = numbers(1, 16, 8, 8), torch.nn.Conv2d(16, 32, 3, padding=1)
+    assert dense.kernels_convolve(images, layer)
+    assert not dense.kernels_convolve(images.double(), layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not dense.kernels_convolve(images, layer)
+    for other in (torch.nn.Conv2d(12, 32, 3), torch.nn.Conv2d(16, 40, 3), torch.nn.Conv2d(16, 32, 7)):
+        assert not dense.kernels_convolve(images, other)
