@@ -98,8 +98,8 @@ def test_bf16_is_near_float32(kernels: bool, residual: bool, monkeypatch: pytest
         losses.append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
     for (name, exact), rounded in zip(plain.named_parameters(), model.parameters(), strict=True):
-        # Three more layers round before the biases of block 1: plain bf16 comes down to 0.951, the kernels to 0.963. And a
-        # bias's gradient is a sum of thousands that nearly cancel: over seeds, plain bf16 on AVX2 comes down to 0.952.
+        # Three more layers round before the biases of block 1: plain bf16 comes down to 0.951, the kernels to 0.963.
+        # A bias's gradient is a sum of thousands that nearly cancel: plain bf16 on AVX2 comes down to 0.952 over seeds.
         plain_bias = not kernels and exact.ndim == 1
         limit = 0.95 if residual or plain_bias else 0.98
         assert F.cosine_similarity(exact.grad.flatten(), rounded.grad.flatten(), dim=0) > limit, name

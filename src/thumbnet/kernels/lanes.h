@@ -1,6 +1,4 @@
 /* Vectors of floats in GCC's own notation, which it compiles for whatever the processor has.
- *
- * Files that include this are compiled with -ffp-contract=fast: a product and a sum become one instruction.
  */
 #pragma once
 #include <stdint.h>
@@ -18,9 +16,8 @@ static inline vec all(float value) { return (vec){0} + value; }
 
 /* Values where the mask has ones (a comparison's result), 0 elsewhere. */
 static inline vec where(vec_int mask, vec values) { return (vec)(mask & (vec_int)values); }
-static inline vec choose(vec_int mask, vec yes, vec no) {
-    return (vec)((mask & (vec_int)yes) | (~mask & (vec_int)no));
-}
+static inline vec_int pick(vec_int mask, vec_int yes, vec_int no) { return (mask & yes) | (~mask & no); }
+static inline vec choose(vec_int mask, vec yes, vec no) { return (vec)pick(mask, (vec_int)yes, (vec_int)no); }
 
 static inline void* aligned(long bytes) { return aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64)); }
 static inline long smaller(long a, long b) { return a < b ? a : b; }

@@ -34,7 +34,15 @@ SOURCES = {
     "threads.c": (),
 }
 """The kernels, and what each is compiled with beside `FLAGS`."""
-HEADERS = ("pool_norm.h", "pool_norm_avx512.h", "max_pool_avx512.h", "amx.h", "avx512.h", "bfloat16.h", "lanes.h")
+HEADERS = (
+    "pool_norm.h",
+    "pool_norm_avx512.h",
+    "max_pool_avx512.h",
+    "amx.h",
+    "avx512.h",
+    "bfloat16.h",
+    "lanes.h",
+)
 FLAGS = (
     "-std=c11",
     "-O3",
@@ -101,9 +109,8 @@ def load_library() -> Library:
 def library_path(openmp: str) -> Path:
     """Return where the compiled kernels are kept; the name tells of sources, flags, OpenMP runtime and processor."""
     # -march=native makes the result fit this processor alone, so all that it can do is part of the name.
-    key = hashlib.sha256(
-        "\n".join([cpu_name(), *sorted(cpu_flags()), *compiler_flags(), openmp, str(SOURCES)]).encode()
-    )
+    facts = [cpu_name(), *sorted(cpu_flags()), *compiler_flags(), str(SOURCES), openmp]
+    key = hashlib.sha256("\n".join(facts).encode())
     for source in (*SOURCES, *HEADERS):
         key.update((_folder() / source).read_bytes())
     return platformdirs.user_cache_path("thumbnet") / f"kernels-{key.hexdigest()[:16]}.so"

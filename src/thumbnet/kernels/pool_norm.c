@@ -7,6 +7,7 @@
 
 #include "avx512.h"
 #include "bfloat16.h"
+#include "lanes.h"
 
 #define MAX_CHANNELS 1024
 #define MAX_RADIUS 16
@@ -35,6 +36,11 @@ static inline void band_sum(const float* restrict values, float* restrict sums, 
         _mm512_storeu_ps(sums + c, sum);
     }
 #endif
+    for (; c + 8 <= channels; c += 8) {
+        vec sum = load(values + c);
+        for (long d = 1; d <= 2 * radius; d++) sum += load(values + c + d);
+        store(sums + c, sum);
+    }
     for (; c < channels; c++) {
         sums[c] = values[c];
         for (long d = 1; d <= 2 * radius; d++) sums[c] += values[c + d];

@@ -253,7 +253,7 @@ static inline vec pool(const vec* upper, const vec* lower, vec_int* winner) {
     for (int k = 1; k < 4; k++) {
         vec_int wins = (values[k] > best) | (values[k] != values[k]);
         best = choose(wins, values[k], best);
-        *winner = (wins & ((vec_int){0} + k)) | (~wins & *winner);
+        *winner = pick(wins, (vec_int){0} + k, *winner);
     }
     return best;
 }

@@ -108,7 +108,7 @@ def _dense(inputs: int, outputs: int, *, std: float) -> nn.Linear:
     return _drawn(nn.Linear(inputs, outputs), std)
 
 
-_Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
+_Layer = TypeVar("_Layer", PaddedConv2d, nn.Linear)
 
 
 def _drawn(layer: _Layer, std: float) -> _Layer:

@@ -1,4 +1,4 @@
-"""Convolutions and whitening in float32 on any processor: the C kernels of winograd.c and norm_gelu.c as torch functions.
+"""Convolutions and whitening in float32 on any processor: winograd.c and norm_gelu.c as torch functions.
 
 Tensors are [N, C, H, W], float32, channels-last in memory.
 """

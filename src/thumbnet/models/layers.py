@@ -1,9 +1,9 @@
 """Layers that PyTorch lacks, or does with other semantics.
 
 TensorFlow's SAME max pool, response normalization across channels and within each map, locally connected layers.
-On processors pooling and normalization run as one fused C pass each way, convolutions in float32 on kernels of their own,
-and locally connected layers in bf16 on AMX units, where the compiled kernels are at hand, else in plain torch; the two
-agree to rounding.
+On processors pooling and normalization run as one fused C pass each way, convolutions in float32 on kernels of their
+own, and locally connected layers in bf16 on AMX units, where the compiled kernels are at hand, else in plain torch; the
+two agree to rounding.
 """
 
 from __future__ import annotations

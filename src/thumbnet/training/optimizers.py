@@ -128,8 +128,8 @@ class Muon(torch.optim.SGD):
 def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     """Return roughly the orthogonal matrix nearest to a matrix: its singular values come near 1.
 
-    Newton-Schulz iterations X <- a X + (b A + c A^2) X with A = X X^T, in the matrix's own type of numbers: their fixed
-    point forgives bfloat16. The coefficients give the largest slope at 0 rather than convergence. Source: Jordan's Muon.
+    Newton-Schulz iterations X <- a X + (b A + c A^2) X with A = X X^T, in the matrix's own type of numbers; bfloat16
+    will do. The coefficients give the largest slope at 0 rather than convergence. Source: Jordan's Muon.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = len(matrix) > matrix.shape[1]
@@ -139,7 +139,8 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     for _ in range(steps):
         product = x @ x.T
         x = a * x + (b * product + c * product @ product) @ x
-    return x.T if tall else x
+    result: Tensor = x.T if tall else x
+    return result
 
 
 def _check_layers(model: nn.Module, names: Iterable[str], key: str, also: Iterable[str] = ()) -> None:
