@@ -42,6 +42,7 @@ HEADERS = (
     "avx512.h",
     "bfloat16.h",
     "lanes.h",
+    "winograd_maps.h",
 )
 FLAGS = (
     "-std=c11",

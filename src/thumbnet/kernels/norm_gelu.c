@@ -112,8 +112,9 @@ void norm_gelu_forward_fp32(const float* z, const float* added, float* out, cons
 
 /* First pass back: inner <- gradient * GELU'(scale z + shift + added); sums <- sums of inner and of inner * z, double
  * [2][channels]. */
-void norm_gelu_backward_fp32(const float* gradient, const float* z, const float* added, float* inner, const float* scale,
-                             const float* shift, double* sums, long images, long height, long width, long channels) {
+void norm_gelu_backward_fp32(const float* gradient, const float* z, const float* added, float* inner,
+                             const float* scale, const float* shift, double* sums, long images, long height, long width,
+                             long channels) {
     long positions = images * height * width;
     double* partial = aligned(SLICES * 2 * channels * 8);
 #pragma omp parallel for schedule(guided)
@@ -152,7 +153,8 @@ void norm_backward_fp32(const float* inner, const float* z, float* out, const fl
 
 /* ---- whitening: 2x2 convolution without padding, bias, GELU ---- */
 
-/* Before the GELU: filters f to f + 7 at a pixel; weights [2][2][channels][filters], pixels [..][width + 1][channels]. */
+/* Before the GELU: filters f to f + 7 at a pixel; weights [2][2][channels][filters], pixels [..][width + 1][channels].
+ */
 static inline vec whiten(const float* pixel, const float* weights, const float* bias, long width, long channels,
                          long filters, long f) {
     vec sum = load(bias + f);

@@ -97,7 +97,7 @@ def _pack(weight: Tensor, *, transposed: bool) -> Tensor:
     """Return the weights [C_out, C_in, k, k] transformed, as the kernels read them."""
     outputs, inputs, side, _ = weight.shape
     stored = -(-inputs // OUTPUTS_STEP) * OUTPUTS_STEP if transposed else inputs
-    packed = torch.empty(36 * outputs * stored)
+    packed = torch.empty((side + 3) ** 2 * outputs * stored)
     load_library().call("winograd_pack", to_dense(weight.detach()), packed, inputs, outputs, side, int(transposed))
     return packed
 
