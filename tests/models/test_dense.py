@@ -125,17 +125,35 @@ def test_nan_and_infinity_go_on() -> None:
             assert not found[1].isfinite().all()
 
 
+def compute_all() -> tuple[list[Tensor], list[Tensor]]:
+    """What all the kernels make of some pictures, and the gradients of convolutions' weights and biases."""
+    images, filters, shift = numbers(30, 3, 16, 16), numbers(24, 3, 2, 2, seed=5), numbers(24).requires_grad_()
+    weight, bias = numbers(64, 24, 3, 3, seed=1).requires_grad_(), numbers(64, seed=2).requires_grad_()
+    weight5, bias5 = numbers(64, 64, 5, 5, seed=3).requires_grad_(), numbers(64, seed=4).requires_grad_()
+    x = dense.whiten(images, filters, shift)
+    out, mean, variance = norm_gelu(dense.convolve(x, weight, None, True), bias, 1e-12, None, dense.LAYOUT)
+    last = dense.convolve(out, weight5, bias5, False)
+    gradients = torch.autograd.grad(last, (shift, bias, weight, weight5, bias5), numbers(*last.shape, seed=6))
+    return [x, out, mean, variance, last, *gradients[:2]], list(gradients[2:])
+
+
 @pytest.mark.parametrize("threads", [2, 5])
 def test_results_do_not_depend_on_threads(threads: int, insist_same_bits: Callable[..., None]) -> None:
-    def step() -> list[Tensor]:
-        images, filters, shift = numbers(30, 3, 16, 16), numbers(24, 3, 2, 2, seed=5), numbers(24).requires_grad_()
-        weight, bias = numbers(64, 24, 3, 3, seed=1).requires_grad_(), numbers(64, seed=2).requires_grad_()
-        x = dense.whiten(images, filters, shift)
-        out, mean, variance = norm_gelu(dense.convolve(x, weight, None, True), bias, 1e-12, None, dense.LAYOUT)
-        gradients = torch.autograd.grad(out, (shift, weight, bias), numbers(*out.shape, seed=3))
-        return [x, out, mean, variance, *gradients]
+    insist_same_bits(lambda: compute_all()[0], threads)
 
-    insist_same_bits(step, threads)
+
+def test_gradients_of_weights_repeat_to_the_bit() -> None:
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (3, 3, 40):  # more of them than images
+            torch.set_num_threads(threads)
+            found.append(compute_all()[1])
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, found[0], found[1]))
+    for value, wanted in zip(found[2], found[0], strict=True):
+        assert error(value, wanted.double()) < ROUNDING
 
 
 @pytest.mark.parametrize("channels", [8, 64])

@@ -8,8 +8,8 @@
  * Tensors are channels-last without gaps. ci is a multiple of 8, co of 32. With a pool only the results under its 2x2
  * windows are made.
  *
- * A value is computed the same way whoever computes it, and sums over a batch are made in the order of its pictures: no
- * result depends on the number of threads.
+ * Results and gradients of inputs are the same whoever computes them. Gradients of weights are sums over the images of
+ * each thread, added in the order of the threads: with as many threads they are the same to the bit.
  */
 #include <omp.h>
 
@@ -37,8 +37,8 @@ typedef float wide __attribute__((vector_size(4 * LANES), aligned(4), may_alias)
 #define GROUP 64
 /* What a team works on back: images of about so many bytes of everything transformed, but no fewer than so many tiles.
  */
-#define CHUNK_BYTES (2 << 20)
-#define LEAST_CHUNK 96
+#define CHUNK_BYTES (1 << 20)
+#define LEAST_CHUNK 48
 
 typedef struct {
     /* n: side of a patch; points = n n */
@@ -333,73 +333,95 @@ MAP gather_patches(long n, const Shape* s, const float* d, long stride, long row
     }
 }
 
+/* What one thread needs for the gradients: the images of a chunk transformed (inputs, whose place is taken by their
+ * gradients; gradients of the results), sums of both over all its images, and patches laid out again. */
+typedef struct {
+    long chunk, x_row, g_row, x_stride, g_stride;
+    float *x, *gradient, *sums, *bias_sums, *patches;
+} Workspace;
+
+static Workspace workspace_of(const Shape* s, int wants_input) {
+    Workspace w = {.x_row = row_of(wants_input ? rounded_up(s->ci, 32) : s->ci), .g_row = row_of(s->co)};
+    w.chunk =
+        larger(CHUNK_BYTES / 4 / (s->points * s->tiles * (w.x_row + w.g_row)), (LEAST_CHUNK + s->tiles - 1) / s->tiles);
+    w.x_stride = w.chunk * s->tiles * w.x_row + 16, w.g_stride = w.chunk * s->tiles * w.g_row + 16;
+    w.x = aligned(s->points * w.x_stride * 4), w.gradient = aligned(s->points * w.g_stride * 4);
+    w.sums = aligned(s->points * s->ci * w.g_row * 4), w.bias_sums = aligned(s->co * 4);
+    w.patches = aligned(((s->across - 1) * TILE + s->n) * ((s->down - 1) * TILE + s->n) * 8 * 4);
+    memset(w.sums, 0, (size_t)(s->points * s->ci * w.g_row) * 4);
+    memset(w.bias_sums, 0, (size_t)s->co * 4);
+    return w;
+}
+
+static void free_workspace(Workspace w) {
+    free(w.x), free(w.gradient), free(w.sums), free(w.bias_sums), free(w.patches);
+}
+
+/* Products over the transformed tiles of a chunk: sums += inputs' x gradients; then inputs <- gradients x filters. */
+static void multiply_back(const Shape* s, Workspace w, long tiles, const float* packed) {
+    for (long p = 0; p < s->points; p++) {
+        float *x = w.x + p * w.x_stride, *gradient = w.gradient + p * w.g_stride, *sums = w.sums + p * s->ci * w.g_row;
+        for (long c = 0; c < s->co; c += PANEL)
+            product(s->ci, x, 1, w.x_row, gradient + c, w.g_row, sums + c, w.g_row, tiles, 1);
+        for (long c = 0; packed && c < rounded_up(s->ci, 32); c += PANEL)
+            product(tiles, gradient, w.g_row, 1, packed + (c / PANEL * s->points + p) * s->co * PANEL, PANEL, x + c,
+                    w.x_row, s->co, 0);
+    }
+    /* At point 1, 1 a tile's transformed gradient is the sum of its gradients. */
+    for (long c = 0; c < s->co; c += 8) {
+        vec sum = all(0);
+        for (long i = 0; i < tiles; i++) sum += load(w.gradient + (s->n + 1) * w.g_stride + i * w.g_row + c);
+        store(w.bias_sums + c, load(w.bias_sums + c) + sum);
+    }
+}
+
 /* Gradients of the convolution: of its input (unless NULL, with filters packed as transposed), of its weights, as
- * [side][side][ci][co], and of its biases [co] (unless NULL). */
+ * [side][side][ci][co], and of its biases [co] (unless NULL). Every thread has its share of the images, whose tiles
+ * stay in its caches. */
 void winograd_backward_fp32(const float* gradient, const float* x, const uint8_t* winner, const float* packed,
                             float* input_gradient, float* weight_gradient, float* bias_gradient, long images,
                             long height, long width, long ci, long co, long side) {
     Shape s = shape_of(images, height, width, ci, co, side, winner != NULL);
-    long columns = rounded_up(ci, 32), x_row = row_of(ci), g_row = row_of(co), back_row = row_of(columns);
-    long image_floats = s.points * s.tiles * (x_row + g_row + (input_gradient ? back_row : 0));
-    long chunk = larger(CHUNK_BYTES / 4 / image_floats, (LEAST_CHUNK + s.tiles - 1) / s.tiles);
-    chunk = smaller(images, larger(chunk, omp_get_max_threads()));
-    long x_stride = chunk * s.tiles * x_row + 16, g_stride = chunk * s.tiles * g_row + 16;
-    long back_stride = chunk * s.tiles * back_row + 16;
-    long out_area = winner ? height / 2 * (width / 2) : height * width;
-    float *v = aligned(s.points * x_stride * 4), *d = aligned(s.points * g_stride * 4);
-    float *back = input_gradient ? aligned(s.points * back_stride * 4) : NULL, *zeros = aligned(ci * 4);
-    float* sums = aligned(s.points * ci * g_row * 4);
+    long area = height * width * ci, out_area = (winner ? height / 2 * (width / 2) : height * width) * co;
+    long threads = smaller(images, omp_get_max_threads());
+    Workspace* works = malloc((size_t)threads * sizeof(Workspace));
+    float* zeros = aligned(ci * 4);
     memset(zeros, 0, (size_t)ci * 4);
-    if (bias_gradient) memset(bias_gradient, 0, (size_t)co * 4);
-    long sums_groups = (co + GROUP - 1) / GROUP, back_groups = input_gradient ? (columns + GROUP - 1) / GROUP : 0;
-#pragma omp parallel
+#pragma omp parallel num_threads((int)threads)
     {
-        long covered = ((s.across - 1) * TILE + s.n) * ((s.down - 1) * TILE + s.n);
-        float* patches = input_gradient ? aligned(covered * 8 * 4) : NULL;
-        for (long start = 0; start < images; start += chunk) {
-            long count = smaller(chunk, images - start), tiles = count * s.tiles;
-#pragma omp for schedule(guided)
-            for (long i = 0; i < tiles; i++) {
-                long image = start + i / s.tiles, tile = i % s.tiles, from = image * out_area * co;
-                OF_SIDE(transform_patch, &s, x + image * height * width * ci, zeros, tile, v + i * x_row, x_stride);
-                OF_SIDE(transform_gradient, &s, gradient + from, winner ? winner + from : NULL, tile, d + i * g_row,
-                        g_stride);
-            }
-#pragma omp for schedule(dynamic)
-            for (long item = 0; item < s.points * (sums_groups + back_groups); item++) {
-                long p = item % s.points, group = item / s.points;
-                if (group < sums_groups) {
-                    for (long c = group * GROUP; c < smaller(co, (group + 1) * GROUP); c += PANEL)
-                        product(ci, v + p * x_stride, 1, x_row, d + p * g_stride + c, g_row, sums + p * ci * g_row + c,
-                                g_row, tiles, start > 0);
-                    continue;
+        Workspace w = works[omp_get_thread_num()] = workspace_of(&s, input_gradient != NULL);
+#pragma omp for schedule(static)
+        for (long thread = 0; thread < threads; thread++) {
+            long end = (thread + 1) * images / threads;
+            for (long first = thread * images / threads; first < end; first += w.chunk) {
+                long tiles = smaller(w.chunk, end - first) * s.tiles;
+                for (long i = 0; i < tiles; i++) {
+                    long n = first + i / s.tiles, tile = i % s.tiles;
+                    OF_SIDE(transform_patch, &s, x + n * area, zeros, tile, w.x + i * w.x_row, w.x_stride);
+                    OF_SIDE(transform_gradient, &s, gradient + n * out_area, winner ? winner + n * out_area : NULL,
+                            tile, w.gradient + i * w.g_row, w.g_stride);
                 }
-                group -= sums_groups;
-                for (long c = group * GROUP; c < smaller(columns, (group + 1) * GROUP); c += PANEL)
-                    product(tiles, d + p * g_stride, g_row, 1, packed + (c / PANEL * s.points + p) * co * PANEL, PANEL,
-                            back + p * back_stride + c, back_row, co, 0);
+                multiply_back(&s, w, tiles, input_gradient ? packed : NULL);
+                for (long i = 0; input_gradient && i < tiles; i += s.tiles)
+                    OF_SIDE(gather_patches, &s, w.x + i * w.x_row, w.x_stride, w.x_row, w.patches,
+                            input_gradient + (first + i / s.tiles) * area);
             }
-            if (bias_gradient) {
-                /* At point 1, 1 a tile's transformed gradient is the sum of its gradients. */
-#pragma omp for schedule(static) nowait
-                for (long c = 0; c < co; c += 8) {
-                    vec sum = all(0);
-                    for (long i = 0; i < tiles; i++) sum += load(d + (s.n + 1) * g_stride + i * g_row + c);
-                    store(bias_gradient + c, load(bias_gradient + c) + sum);
-                }
-            }
-            if (input_gradient) {
-#pragma omp for schedule(guided) nowait
-                for (long n = 0; n < count; n++)
-                    OF_SIDE(gather_patches, &s, back + n * s.tiles * back_row, back_stride, back_row, patches,
-                            input_gradient + (start + n) * height * width * ci);
-            }
-#pragma omp barrier
         }
 #pragma omp for schedule(static)
-        for (long i = 0; i < ci; i++)
-            for (long o = 0; o < co; o += 8) OF_SIDE(unpack_gradient, &s, sums, weight_gradient, i, o);
-        free(patches);
+        for (long i = 0; i < ci; i++) {
+            for (long thread = 1; thread < threads; thread++)
+                for (long p = 0; p < s.points; p++) {
+                    float* to = works[0].sums + (p * ci + i) * w.g_row;
+                    const float* from = works[thread].sums + (p * ci + i) * w.g_row;
+                    for (long o = 0; o < co; o += 8) store(to + o, load(to + o) + load(from + o));
+                }
+            for (long o = 0; o < co; o += 8) OF_SIDE(unpack_gradient, &s, works[0].sums, weight_gradient, i, o);
+        }
     }
-    free(v), free(d), free(back), free(zeros), free(sums);
+    for (long thread = 0; thread < threads; thread++) {
+        for (long o = 0; bias_gradient && o < co; o++)
+            bias_gradient[o] = (thread ? bias_gradient[o] : 0) + works[thread].bias_sums[o];
+        free_workspace(works[thread]);
+    }
+    free(works), free(zeros);
 }
