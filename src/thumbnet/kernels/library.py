@@ -28,6 +28,7 @@ SOURCES = {
     "speed_net.c": (),
     "local.c": (),
     "conv_pool.c": (),
+    "conv_pool_dense.c": CONTRACT,
     "winograd.c": CONTRACT,
     "norm_gelu.c": CONTRACT,
     "distort.c": (),
@@ -42,6 +43,7 @@ HEADERS = (
     "avx512.h",
     "bfloat16.h",
     "lanes.h",
+    "product.h",
     "winograd_maps.h",
 )
 FLAGS = (

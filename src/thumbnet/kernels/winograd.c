@@ -13,22 +13,11 @@
  */
 #include <omp.h>
 
+#include "product.h"
 #include "winograd_maps.h"
 
 #define TILE 4
 #define MOST_POINTS 64
-/* A matrix product is made in blocks of ROWS x PANEL sums, which fit into the processor's registers. */
-#define ROWS 6
-#ifndef LANES
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
-#endif
-#define PANEL (2 * LANES)
-typedef float wide __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
 /* What a thread works on forward: tiles of about so many bytes of transformed inputs, but no fewer than so many rows,
  * and outputs at a time; for a second cache of 512 KiB. */
 #define UNIT_BYTES (256 << 10)
@@ -106,59 +95,6 @@ MAP unpack_gradient(long n, const Shape* s, const float* gradient, float* weight
     for (long y = 0; y < side; y++) {
         points_to_filter(half + n * y, filter, 1, n);
         for (long x = 0; x < side; x++) store(weights + ((y * side + x) * s->ci + i) * s->co + o, filter[x]);
-    }
-}
-
-/* ---- the matrix product ---- */
-
-/* c [rows][PANEL] = or += a [rows][depth] x b [depth][PANEL], with the distances from row to row and along the depth.
- */
-static inline __attribute__((always_inline)) void block(long rows, const float* a, long a_row, long a_depth,
-                                                        const float* b, long b_depth, float* c, long c_row, long depth,
-                                                        int add) {
-    wide sums[ROWS][2];
-#pragma GCC unroll 6
-    for (long r = 0; r < rows; r++) {
-        sums[r][0] = add ? *(const wide*)(c + r * c_row) : (wide){0};
-        sums[r][1] = add ? *(const wide*)(c + r * c_row + LANES) : (wide){0};
-    }
-    for (long k = 0; k < depth; k++, a += a_depth, b += b_depth) {
-        wide left = *(const wide*)b, right = *(const wide*)(b + LANES);
-#pragma GCC unroll 6
-        for (long r = 0; r < rows; r++) {
-            sums[r][0] += a[r * a_row] * left;
-            sums[r][1] += a[r * a_row] * right;
-        }
-    }
-#pragma GCC unroll 6
-    for (long r = 0; r < rows; r++) {
-        *(wide*)(c + r * c_row) = sums[r][0];
-        *(wide*)(c + r * c_row + LANES) = sums[r][1];
-    }
-}
-
-static void product(long rows, const float* a, long a_row, long a_depth, const float* b, long b_depth, float* c,
-                    long c_row, long depth, int add) {
-    for (; rows >= ROWS; rows -= ROWS, a += ROWS * a_row, c += ROWS * c_row)
-        block(ROWS, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-    switch (rows) {
-        case 5:
-            block(5, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-            break;
-        case 4:
-            block(4, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-            break;
-        case 3:
-            block(3, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-            break;
-        case 2:
-            block(2, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-            break;
-        case 1:
-            block(1, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-            break;
-        default:
-            break;
     }
 }
 
