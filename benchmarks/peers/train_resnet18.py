@@ -4,7 +4,7 @@
 
 All 50,000 training images, cropped from a border of 4 reflected pixels and mirrored; batch 128, SGD with Nesterov
 momentum, decay 5e-4, label smoothing 0.1, a rate that rises for a fifth of the training and then falls to 0; bfloat16
-autocast and channels-last. Each number of epochs is a training of its own, with one look at the test set when it is
+autocast, unless `--precision fp32`, and channels-last. Each number of epochs is a training of its own, with one look at the test set when it is
 over; its time is the time to what it reaches. Distortions are of whole batches, so that the input takes next to no
 time. Written: benchmarks/results/resnet18.json; lengths that are there already stay, unless they are trained again.
 """
@@ -41,40 +41,44 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the six record files")
     parser.add_argument("--epochs", type=int, nargs="+", default=[4, 18], help="lengths of the trainings (4 18)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="arithmetic (bf16)")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     train_set = load([args.data / f"data_batch_{number}.bin" for number in range(1, 6)])
     test_set = load([args.data / "test_batch.bin"])
-    runs = earlier_runs(args.out)
+    facts = conditions(args.precision)
+    runs = earlier_runs(args.out, facts)
     for epochs in args.epochs:
         torch.manual_seed(args.seed)
         network = build_network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         started = time.perf_counter()
-        train(network, *train_set, epochs=epochs)
+        train(network, *train_set, epochs=epochs, precision=args.precision)
         seconds = time.perf_counter() - started
-        run = {"epochs": epochs, "seed": args.seed, "train_seconds": seconds} | evaluate(network, *test_set)
+        run = {"epochs": epochs, "seed": args.seed, "train_seconds": seconds} | evaluate(
+            network, *test_set, precision=args.precision
+        )
         print(json.dumps(run), flush=True)
         runs = sorted([run, *(other for other in runs if other["epochs"] != epochs)], key=lambda one: one["epochs"])
-        args.out.write_text(json.dumps(conditions() | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
+        args.out.write_text(json.dumps(facts | {"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
-def conditions() -> dict[str, Any]:
+def conditions(precision: str) -> dict[str, Any]:
     """Return what all runs of a results file have in common."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {"benchmark": "resnet18", "precision": "bf16", "threads": torch.get_num_threads(), "versions": versions}
+    return {"benchmark": "resnet18", "precision": precision, "threads": torch.get_num_threads(), "versions": versions}
 
 
-def earlier_runs(path: Path) -> list[dict[str, Any]]:
+def earlier_runs(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the runs of a results file, none if there is no such file yet.
 
     Raises:
-        SystemExit: they were trained with other versions, or on another number of threads.
+        SystemExit: they were trained with other versions, in other arithmetic, or on another number of threads.
     """
     if not path.exists():
         return []
     result = json.loads(path.read_text(encoding="utf-8"))
-    if {key: result[key] for key in conditions()} != conditions():
-        raise SystemExit(f"{path} is of other versions or another number of threads: give another --out")
+    if {key: result[key] for key in facts} != facts:
+        raise SystemExit(f"{path} is of other versions, arithmetic or number of threads: give another --out")
     runs: list[dict[str, Any]] = result["runs"]
     return runs
 
@@ -86,7 +90,7 @@ def load(files: list[Path]) -> tuple[Tensor, Tensor]:
     return (torch.from_numpy(images).float() / 255 - mean) / deviation, torch.from_numpy(labels)
 
 
-def train(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int) -> None:
+def train(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, precision: str) -> None:
     """Train in place."""
     optimizer = torch.optim.SGD(
         network.parameters(), lr=PEAK_RATE, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY
@@ -98,7 +102,7 @@ def train(network: nn.Module, images: Tensor, labels: Tensor, *, epochs: int) ->
     network.train()
     begun = time.perf_counter()
     for step, (batch, targets) in enumerate(batches(images, labels, epochs), start=1):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = F.cross_entropy(network(batch), targets, label_smoothing=SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
@@ -128,13 +132,13 @@ def distort(padded: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
+def evaluate(network: nn.Module, images: Tensor, labels: Tensor, *, precision: str) -> dict[str, Any]:
     """Return the share of images classified right: from one view, and from the image and its mirror image."""
     network.eval()
     started = time.perf_counter()
     hits = {"accuracy": 0, "view_accuracy": 0}
     for batch, targets in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             one, mirrored = (
                 network(view.contiguous(memory_format=torch.channels_last)) for view in (batch, batch.flip(3))
             )

@@ -19,6 +19,7 @@ from thumbnet.distributed.team import Team
 from thumbnet.errors import DivergedError, UsageError
 from thumbnet.evaluation.evaluate import predict_logits
 from thumbnet.input.distort import prepare
+from thumbnet.models import dense
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.signals import StopSignal
 from thumbnet.runs.run import Run
@@ -66,7 +67,11 @@ def tensors_of(run: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_trains_the_weights_of_the_processor(accelerator: Any, train: Any, preset: str) -> None:
+def test_trains_the_weights_of_the_processor(
+    accelerator: Any, train: Any, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The device has no kernels, and eight steps make much of how theirs round.
+    monkeypatch.setattr(dense, "kernels_take", lambda images: False)
     # Gradient descent for all: Muon turns the last bit of a small gradient into some of its bf16 directions.
     descent = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.02, "optimizer__rates": {}}
     recipe = recipe_of(preset, **descent, train__log_every=3, train__summary_every=4, train__checkpoint_every_steps=5)

@@ -1,5 +1,6 @@
 """The ResNet-18 that times are compared with."""
 
+import copy
 import importlib
 import json
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
 
@@ -36,6 +38,12 @@ def test_a_distorted_image_is_a_window_of_the_reflected_one_or_its_mirror_image(
     assert {flipped for _, _, flipped in found} == {False, True}
 
 
+def test_the_network_is_the_usual_one(resnet: ModuleType) -> None:
+    network = resnet.build_network()
+    assert sum(parameter.numel() for parameter in network.parameters()) == 11_173_962
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
 @pytest.fixture
 def train(resnet: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Return a function that trains on a few pictures of noise and returns the results file."""
@@ -44,12 +52,13 @@ def train(resnet: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         records.tofile(tmp_path / name)
     monkeypatch.setattr(resnet, "BATCH", 4)
     monkeypatch.setattr(resnet, "TRAINING_IMAGES", 40)
+    small = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    monkeypatch.setattr(resnet, "build_network", lambda: copy.deepcopy(nn.Sequential(*small)))
 
-    def run(*epochs: str) -> dict[str, Any]:
+    def run(*epochs: str, precision: str = "bf16") -> dict[str, Any]:
         out = tmp_path / "resnet18.json"
-        monkeypatch.setattr(
-            sys, "argv", ["train_resnet18.py", "--data", str(tmp_path), "--epochs", *epochs, "--out", str(out)]
-        )
+        flags = ["--data", str(tmp_path), "--epochs", *epochs, "--out", str(out), "--precision", precision]
+        monkeypatch.setattr(sys, "argv", ["train_resnet18.py", *flags])
         resnet.main()
         result: dict[str, Any] = json.loads(out.read_text())
         return result
@@ -78,6 +87,9 @@ def test_keeps_the_lengths_that_are_there_unless_they_are_trained_again(
     assert again[1] == long
     assert again[0]["epochs"] == 1
     assert again[0]["train_seconds"] != short["train_seconds"]
+    refusal = r"resnet18\.json is of other versions, arithmetic or number of threads"
+    with pytest.raises(SystemExit, match=refusal):
+        train("1", precision="fp32")
     monkeypatch.setattr(resnet.platform, "python_version", lambda: "3.99")
-    with pytest.raises(SystemExit, match=r"resnet18\.json is of other versions or another number of threads"):
+    with pytest.raises(SystemExit, match=refusal):
         train("1")

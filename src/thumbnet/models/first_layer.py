@@ -1,7 +1,7 @@
 """A network's first convolution, ReLU and max pool in one pass: the C kernels of conv_pool.c and conv_pool_dense.c.
 
-The former compute in bfloat16 on AMX matrix units, the latter in float32 on any processor. What the convolution makes is
-the largest thing in such a network, and nobody but the pool reads it: a picture at a time it never leaves the
+The former compute in bfloat16 on AMX matrix units, the latter in float32 on any processor. What the convolution makes
+is the largest thing in such a network, and nobody but the pool reads it: a picture at a time it never leaves the
 processor's cache, forward or back.
 """
 
