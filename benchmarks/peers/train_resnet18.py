@@ -4,9 +4,10 @@
 
 All 50,000 training images, cropped from a border of 4 reflected pixels and mirrored; batch 128, SGD with Nesterov
 momentum, decay 5e-4, label smoothing 0.1, a rate that rises for a fifth of the training and then falls to 0; bfloat16
-autocast, unless `--precision fp32`, and channels-last. Each number of epochs is a training of its own, with one look at the test set when it is
-over; its time is the time to what it reaches. Distortions are of whole batches, so that the input takes next to no
-time. Written: benchmarks/results/resnet18.json; lengths that are there already stay, unless they are trained again.
+autocast, unless `--precision fp32`, and channels-last. Each number of epochs is a training of its own, with one look at
+the test set when it is over; its time is the time to what it reaches. Distortions are of whole batches, so that the
+input takes next to no time. Written: benchmarks/results/resnet18.json; lengths that are there already stay, unless they
+are trained again.
 """
 
 from __future__ import annotations
