@@ -46,7 +46,7 @@ def with_results(text: str) -> str:
     """Return the README with the results of today's files."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    parts = [first_run(), preset_table(), times_to(), figures(), peer_table(), machine_times()]
+    parts = [first_run(), preset_table(), times_to(), figures(), peer_table(), machine_times(), without_bf16()]
     return before + BEGIN + "\n" + "\n\n".join("\n".join(part) for part in parts if part) + "\n" + END + after
 
 
@@ -306,26 +306,56 @@ def trained_resnet18() -> str:
 
 
 def machine_times() -> list[str]:
-    """Return how long the presets take with and without a processor's newer instructions, by `thumbnet bench`."""
-    files = {"all of its instructions": "machine.json", "no more than AVX2": "machine-avx2.json"}
-    rows = [
-        f"* With {what}: {load(name)['machine']['precision']}, "
-        + ", ".join(f"{preset} {minutes(found['seconds'])}" for preset, found in by_time(load(name)))
-        + "."
-        for what, name in files.items()
-        if (RESULTS / name).exists()
-    ]
+    """Return how long the presets take by the speed of their steps, which `thumbnet bench` tells of any machine."""
+    if not (RESULTS / "machine.json").exists():
+        return []
+    result = load("machine.json")
+    times = ", ".join(f"{preset} {minutes(found['seconds'])}" for preset, found in by_time(result))
+    return [f"By the speed of the steps alone (`thumbnet bench`) training takes: {times}."]
+
+
+def without_bf16() -> list[str]:
+    """Return what was measured on a processor that has neither bf16 nor AVX-512; nothing before it was."""
+    rows, trained = [], []
     for path in sorted((RESULTS / "avx2").glob("preset-*.json"), key=training_time):
         preset = load(str(path.relative_to(RESULTS)))
+        trained.append(preset["preset"])
+        seconds = preset["train_seconds"]
+        span = f", {minutes(seconds['lowest'])} to {minutes(seconds['highest'])}" if preset["n"] > 1 else ""
         rows.append(
-            f"* With no more than AVX2, {preset['preset']} trained to its end: {accuracy_of(preset)} in "
-            f"{minutes(preset['train_seconds']['mean'])} (n = {preset['n']})."
+            f"* {preset['preset']}: {accuracy_of(preset)} in {minutes(seconds['mean'])} (n = {preset['n']}{span}); its "
+            f"step is {preset['step_ratio_to_plain']:.1f} times as fast as in plain eager PyTorch."
         )
-    return (
-        ["Training time by the speed of the steps alone (`thumbnet bench`), on this processor:", "", *rows]
-        if rows
-        else []
+    if not (RESULTS / "avx2" / "machine.json").exists():
+        return []
+    result = load("avx2/machine.json")
+    times = [f"{name} {minutes(found['seconds'])}" for name, found in by_time(result) if name not in trained]
+    if times:
+        rows.append(f"* By the speed of the steps alone: {', '.join(times)}.")
+    rows.extend(peers_without_bf16())
+    machine = result["machine"]
+    return [
+        f"On a processor without bf16 and AVX-512, {machine['cores']} cores of an {machine['cpu']}, everything in "
+        f"{machine['precision']} (`benchmarks/results/avx2/`):",
+        "",
+        *rows,
+    ]
+
+
+def peers_without_bf16() -> list[str]:
+    """Return a line on the peers there, if they were measured."""
+    if not (RESULTS / "avx2" / "peers.json").exists():
+        return []
+    result = load("avx2/peers.json")
+    most = str(result["machine"]["cores"])
+    own, *others = (peer for peer in result["peers"].values() if "whole" in peer["cores"][most])
+    beside = "; ".join(
+        f"{peer['thumbnet_times']['whole']['median']:.1f} times {peer['title']} "
+        f"({peer['cores'][most]['whole']['median']:,.0f})"
+        for peer in others
     )
+    whole = own["cores"][most]["whole"]["median"]
+    return [f"* Classic training, batch {result['batch_size']}: {whole:,.0f} images/s, {beside}."]
 
 
 def by_time(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -100,6 +100,15 @@ def test_any_size(images: int, inputs: int, outputs: int, height: int, width: in
     test_convolution_and_gradients(images, 8 * inputs, 32 * outputs, height, width, *form)
 
 
+def test_no_images_at_all() -> None:
+    x, weight, bias = numbers(0, 8, 6, 6).requires_grad_(), numbers(32, 8, 3, 3).requires_grad_(), numbers(32)
+    found = dense.convolve(x, weight, bias.requires_grad_(), False)
+    assert found.shape == (0, 32, 6, 6)
+    gradients = torch.autograd.grad(found, (x, weight, bias), torch.empty_like(found))
+    assert gradients[0].shape == x.shape
+    assert not any(gradient.any() for gradient in gradients[1:])
+
+
 @pytest.mark.parametrize("lanes", [8, 16])
 def test_vectors_of_either_width(lanes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processors with AVX-512 compute 16 values at a time; others can be made to, in two halves."""

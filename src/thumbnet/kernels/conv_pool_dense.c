@@ -125,7 +125,7 @@ void conv_pool_dense_backward_fp32(const float* gradient, const uint8_t* winner,
                                    long out_height, long out_width, long kernel, long stride, long top, long left) {
     Layers s = layers_of(height, width, channels, side, outputs, out_height, out_width, kernel, stride, top, left);
     long area = height * width, out_area = out_height * out_width * outputs, size = s.depth * outputs;
-    long threads = smaller(count, omp_get_max_threads());
+    long threads = larger(1, smaller(count, omp_get_max_threads()));
     float* partial = aligned(threads * size * 4);
     memset(partial, 0, (size_t)(threads * size) * 4);
 #pragma omp parallel num_threads((int)threads)

@@ -14,8 +14,7 @@
 #define PANEL (2 * LANES)
 typedef float wide __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-/* c [rows][PANEL] = or += a [rows][depth] x b [depth][PANEL], with the distances from row to row and along the depth.
- */
+/* c [rows][PANEL] = or += a [rows][depth] x b [depth][PANEL]; distances are from row to row and along the depth. */
 static inline __attribute__((always_inline)) void block(long rows, const float* a, long a_row, long a_depth,
                                                         const float* b, long b_depth, float* c, long c_row, long depth,
                                                         int add) {
@@ -44,23 +43,18 @@ static void product(long rows, const float* a, long a_row, long a_depth, const f
                     long c_row, long depth, int add) {
     for (; rows >= ROWS; rows -= ROWS, a += ROWS * a_row, c += ROWS * c_row)
         block(ROWS, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
+#define REST(r)                                                        \
+    case r:                                                            \
+        block(r, a, a_row, a_depth, b, b_depth, c, c_row, depth, add); \
+        break
     switch (rows) {
-        case 5:
-            block(5, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-            break;
-        case 4:
-            block(4, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-            break;
-        case 3:
-            block(3, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-            break;
-        case 2:
-            block(2, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-            break;
-        case 1:
-            block(1, a, a_row, a_depth, b, b_depth, c, c_row, depth, add);
-            break;
+        REST(5);
+        REST(4);
+        REST(3);
+        REST(2);
+        REST(1);
         default:
             break;
     }
+#undef REST
 }

@@ -24,8 +24,7 @@
 #define LEAST_UNIT (4 * ROWS)
 #define MOST_UNIT (8 * ROWS)
 #define GROUP 64
-/* What a team works on back: images of about so many bytes of everything transformed, but no fewer than so many tiles.
- */
+/* What a thread works on back: images of so many bytes of everything transformed, but no fewer than so many tiles. */
 #define CHUNK_BYTES (1 << 20)
 #define LEAST_CHUNK 48
 
@@ -319,7 +318,7 @@ void winograd_backward_fp32(const float* gradient, const float* x, const uint8_t
                             long height, long width, long ci, long co, long side) {
     Shape s = shape_of(images, height, width, ci, co, side, winner != NULL);
     long area = height * width * ci, out_area = (winner ? height / 2 * (width / 2) : height * width) * co;
-    long threads = smaller(images, omp_get_max_threads());
+    long threads = larger(1, smaller(images, omp_get_max_threads()));
     Workspace* works = malloc((size_t)threads * sizeof(Workspace));
     float* zeros = aligned(ci * 4);
     memset(zeros, 0, (size_t)ci * 4);
