@@ -315,10 +315,18 @@ def machine_times() -> list[str]:
 
 
 def without_bf16() -> list[str]:
-    """Return what was measured on a processor that has neither bf16 nor AVX-512; nothing before it was."""
+    """Return what was measured on a processor that has neither bf16 nor AVX-512, if it has been.
+
+    Raises:
+        ValueError: a file there is of a processor that has, or of another one than the rest.
+    """
+    if not (RESULTS / "avx2" / "machine.json").exists():
+        return []
+    result = load("avx2/machine.json")
     rows, trained = [], []
     for path in sorted((RESULTS / "avx2").glob("preset-*.json"), key=training_time):
         preset = load(str(path.relative_to(RESULTS)))
+        insist_same_processor(path.name, preset["machine"], result["machine"])
         trained.append(preset["preset"])
         seconds = preset["train_seconds"]
         span = f", {minutes(seconds['lowest'])} to {minutes(seconds['highest'])}" if preset["n"] > 1 else ""
@@ -326,14 +334,11 @@ def without_bf16() -> list[str]:
             f"* {preset['preset']}: {accuracy_of(preset)} in {minutes(seconds['mean'])} (n = {preset['n']}{span}); its "
             f"step is {preset['step_ratio_to_plain']:.1f} times as fast as in plain eager PyTorch."
         )
-    if not (RESULTS / "avx2" / "machine.json").exists():
-        return []
-    result = load("avx2/machine.json")
     times = [f"{name} {minutes(found['seconds'])}" for name, found in by_time(result) if name not in trained]
     if times:
         rows.append(f"* By the speed of the steps alone: {', '.join(times)}.")
-    rows.extend(peers_without_bf16())
     machine = result["machine"]
+    rows.extend(peers_without_bf16(machine))
     return [
         f"On a processor without bf16 and AVX-512, {machine['cores']} cores of an {machine['cpu']}, everything in "
         f"{machine['precision']} (`benchmarks/results/avx2/`):",
@@ -342,19 +347,26 @@ def without_bf16() -> list[str]:
     ]
 
 
-def peers_without_bf16() -> list[str]:
+def insist_same_processor(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise `ValueError` unless a file is of the processor that is expected, one without bf16 and AVX-512."""
+    if found["cpu"] != expected["cpu"] or set(found["features"]) - {"avx2"}:
+        raise ValueError(f"avx2/{name} is of {found['cpu']} with {', '.join(found['features'])}: measure it again")
+
+
+def peers_without_bf16(machine: dict[str, Any]) -> list[str]:
     """Return a line on the peers there, if they were measured."""
     if not (RESULTS / "avx2" / "peers.json").exists():
         return []
     result = load("avx2/peers.json")
+    insist_same_processor("peers.json", result["machine"], machine)
     most = str(result["machine"]["cores"])
-    own, *others = (peer for peer in result["peers"].values() if "whole" in peer["cores"][most])
+    others = [peer for peer in result["peers"].values() if "thumbnet_times" in peer]
     beside = "; ".join(
         f"{peer['thumbnet_times']['whole']['median']:.1f} times {peer['title']} "
         f"({peer['cores'][most]['whole']['median']:,.0f})"
         for peer in others
     )
-    whole = own["cores"][most]["whole"]["median"]
+    whole = result["peers"]["thumbnet"]["cores"][most]["whole"]["median"]
     return [f"* Classic training, batch {result['batch_size']}: {whole:,.0f} images/s, {beside}."]
 
 

@@ -74,7 +74,7 @@ def peers_result() -> dict[str, object]:
 def machine_result(precision: str) -> dict[str, object]:
     presets = {"slow": {"seconds": 600.0, "after": "slow"}, "quick": {"seconds": 40.0, "after": "quick"}}
     guessed = {"huge": {"seconds": 9000.0, "after": "slow"}}
-    machine = {"precision": precision, "cpu": "Old One", "cores": 2}
+    machine = {"precision": precision, "cpu": "Old One", "features": ["avx2"], "cores": 2}
     return {"machine": machine, "presets": presets | guessed}
 
 
@@ -185,8 +185,9 @@ def test_what_was_trained_without_newer_instructions(
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     assert readme.without_bf16() == []
     (tmp_path / "avx2").mkdir()
+    machine = {"machine": {"cpu": "Old One", "features": ["avx2"], "cores": 2}}
     (tmp_path / "avx2" / "machine.json").write_text(json.dumps(machine_result("fp32")))
-    (tmp_path / "avx2" / "preset-slow.json").write_text(json.dumps(preset_result("slow")))
+    (tmp_path / "avx2" / "preset-slow.json").write_text(json.dumps(preset_result("slow") | machine))
     assert readme.without_bf16() == [
         "On a processor without bf16 and AVX-512, 2 cores of an Old One, everything in fp32 "
         "(`benchmarks/results/avx2/`):",
@@ -204,10 +205,12 @@ def test_what_was_trained_without_newer_instructions(
         },
         "resnet18": {"title": "ResNet-18", "cores": {"2": {"step": {"median": 50.0}}}},
     }
-    (tmp_path / "avx2" / "peers.json").write_text(
-        json.dumps({"peers": peers, "batch_size": 128, "machine": {"cores": 2}})
-    )
+    (tmp_path / "avx2" / "peers.json").write_text(json.dumps({"peers": peers, "batch_size": 128} | machine))
     assert readme.without_bf16()[-1] == "* Classic training, batch 128: 2,000 images/s, 2.0 times Keras (1,000)."
+    machine["machine"]["features"] = ["amx_bf16", "avx2"]
+    (tmp_path / "avx2" / "preset-slow.json").write_text(json.dumps(preset_result("slow") | machine))
+    with pytest.raises(ValueError, match=r"preset-slow\.json is of Old One with amx_bf16, avx2: measure it again"):
+        readme.without_bf16()
 
 
 def test_times_to_an_accuracy(readme: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "hosts.py"
 STEPS, CHECKPOINT_EVERY, SILENCE_S = 120, 5, 10
 LEARNING_RATE = 0.001
 """Small, or the rounding of another order of sums would grow tenfold every few steps: small batches are chaotic."""
+PLAIN = {"OMP_NUM_THREADS": "1", "THUMBNET_KERNELS": "0"}
+"""In plain PyTorch, whose sums round the least: what is compared are the steps."""
 PATIENCE_S = 240
 """For starts of Python and PyTorch on a machine that is busy otherwise."""
 LINK_BITS_PER_S = 150_000_000
@@ -69,11 +71,14 @@ class Training:
             *("--local-addr", host.address, "-m", "thumbnet.cli.main"),
         ]
         words = [*launcher, *TRAIN, "--timeout", f"{SILENCE_S}s", "--out", str(self.folder / "runs")]
-        environment = os.environ | {
-            "GLOO_SOCKET_IFNAME": "eth0",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }
+        environment = (
+            os.environ
+            | PLAIN
+            | {
+                "GLOO_SOCKET_IFNAME": "eth0",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            }
+        )
         with self._output(host.name).open("w") as file:
             self.launchers[host.name] = host.start(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
 
@@ -172,7 +177,7 @@ def test_a_machine_is_cut_off_and_another_one_dies(hosts: ModuleType, tmp_path: 
 
 def undisturbed(out: Path) -> Run:
     """Train the same on one device, without any disturbance."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | PLAIN | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run(
         [sys.executable, "-m", "thumbnet.cli.main", *TRAIN, "--out", str(out)],
         env=environment,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from thumbnet.models import grid
+from thumbnet.models.norm_gelu import apply_norm_gelu, norm_gelu
 
 pytestmark = pytest.mark.skipif(not grid.amx_ready(), reason="no AMX kernels on this machine")
 
@@ -116,7 +117,7 @@ def test_results_do_not_depend_on_threads(threads: int, insist_same_bits: Callab
     def step() -> list[Tensor]:
         x, weight = exact(40, 64, 7, 7).requires_grad_(), exact(128, 64, 3, 3, seed=1).requires_grad_()
         bias = exact(128, seed=2).requires_grad_()
-        out, mean, variance = grid.norm_gelu(grid.convolve(x, weight, False), bias, 1e-12, None)
+        out, mean, variance = norm_gelu(grid.convolve(x, weight, False), bias, 1e-12, None, grid.LAYOUT)
         return [out, mean, variance, *torch.autograd.grad(out, (x, weight, bias), exact(*out.shape, seed=3).bfloat16())]
 
     insist_same_bits(step, threads)
@@ -139,7 +140,7 @@ def test_norm_gelu_and_gradients(with_added: bool) -> None:
     gradient = exact(*plain.shape, seed=2)
     expected = torch.autograd.grad(plain, inputs, gradient)
     copies = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    found, mean, variance = grid.norm_gelu(*copies[:2], 1e-12, copies[2] if with_added else None)
+    found, mean, variance = norm_gelu(*copies[:2], 1e-12, copies[2] if with_added else None, grid.LAYOUT)
     assert pads_are_zero(found.detach())
     torch.testing.assert_close(mean.float(), z.mean((0, 2, 3)))
     torch.testing.assert_close(variance.float(), z.var((0, 2, 3), unbiased=False))
@@ -156,7 +157,7 @@ def test_gradients_of_a_fork_add_up() -> None:
     weight, bias, gradient = exact(64, 64, 3, 3, seed=1), exact(64, seed=2), exact(3, 64, 5, 6, seed=3).bfloat16()
 
     def around(onward: Tensor, kept: Tensor) -> Tensor:
-        return grid.norm_gelu(grid.convolve(onward, weight, False), bias, 1e-12, kept)[0]
+        return norm_gelu(grid.convolve(onward, weight, False), bias, 1e-12, kept, grid.LAYOUT)[0]
 
     x = grid.to_grid(exact(3, 64, 5, 6)).requires_grad_()
     (found,) = torch.autograd.grad(around(*grid.fork(x)), x, gradient)
@@ -170,7 +171,7 @@ def test_gelu_over_its_whole_range() -> None:
     x = torch.linspace(-12, 12, 32 * 64 * 64).reshape(1, 32, 64, 64).bfloat16()
     x[0, 0, 0, :4] = torch.tensor([1e30, float("nan"), -100.0, -1e30])
     one, zero = torch.ones(32), torch.zeros(32)
-    found = grid.apply_norm_gelu(grid.to_grid(x), one, zero, None).float()
+    found = apply_norm_gelu(grid.to_grid(x), one, zero, None, grid.LAYOUT).float()
     expected = F.gelu(x.float())
     torch.testing.assert_close(found, expected, rtol=2**-8, atol=1e-4, equal_nan=True)
 

@@ -22,7 +22,12 @@ MACHINE = {"device": "cpu", "kernels": True, "amx_kernels": True, "precision": "
         ),
         (
             {"amx_kernels": False, "precision": "fp32"},
-            ["input", "fused C kernels", "all of the speed network: C kernels, float32", "for bf16 and not fp32"],
+            [
+                "input",
+                "fused C kernels",
+                "first convolutions, all of the speed network: C kernels",
+                "local layers: PyTorch's own",
+            ],
         ),
         ({"amx_kernels": False, "kernels": False}, ["input: NumPy", "plain PyTorch", "PyTorch's own"]),
         ({"device": "cuda"}, ["input: fused C kernels", "all networks: PyTorch's own, on cuda"]),

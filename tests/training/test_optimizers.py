@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from thumbnet.config import OptimizerConfig
+from thumbnet.config import OptimizerConfig, load_preset
 from thumbnet.errors import UsageError
 from thumbnet.models.classic import build_classic
 from thumbnet.models.speed import build_speed
 from thumbnet.training.optimizers import build_optimizer, decay_of, decay_terms, orthogonalize, set_rates
+from thumbnet.training.state import new_state
 
 DECAY = {"local3": 0.004, "local4": 0.004}
 
@@ -89,9 +90,10 @@ def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int]) -
     torch.testing.assert_close(inner - torch.diag(inner.diagonal()), torch.zeros_like(inner), rtol=0, atol=0.05)
 
 
-def test_muon_moves_convolutions_by_orthogonalized_nesterov_gradients() -> None:
+@pytest.mark.parametrize(("products", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-3)])
+def test_muon_moves_convolutions_by_orthogonalized_nesterov_gradients(products: torch.dtype, tolerance: float) -> None:
     model = small_speed_net()
-    optimizer = build_optimizer(model, speed_config())
+    optimizer = build_optimizer(model, speed_config(), products=products)
     weight = model.get_parameter("conv3.weight")
     buffer = torch.zeros_like(weight)
     for seed in range(2):
@@ -100,9 +102,15 @@ def test_muon_moves_convolutions_by_orthogonalized_nesterov_gradients() -> None:
         scaled = weight.detach() * 32**0.5 / weight.detach().norm()
         # Rows of C_out times columns in any order: orthogonalization commutes with a permutation of the columns.
         matrix = (weight.grad + 0.6 * buffer).flatten(1)
-        expected = scaled - 0.2 * orthogonalize(matrix).reshape(weight.shape)
+        expected = scaled - 0.2 * orthogonalize(matrix.to(products)).float().reshape(weight.shape)
         optimizer.step()
-        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=2e-3)
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("precision", "products"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_muon_multiplies_in_what_the_network_computes_in(precision: str, products: torch.dtype) -> None:
+    recipe = load_preset("quick", {"train.precision": precision})
+    assert new_state(recipe, num_classes=10, channels=3).optimizer.products is products  # type: ignore[attr-defined]
 
 
 def test_muon_moves_everything_else_by_nesterov_descent() -> None:

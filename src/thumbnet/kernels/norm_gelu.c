@@ -1,14 +1,12 @@
-/* The float32 layers around the speed network's convolutions, a pass over memory each way: batch normalization + GELU,
- * and whitening + GELU. Tensors are channels-last without gaps; channels are multiples of 8.
+/* The float32 layers around the speed network's convolutions: batch normalization + GELU, two passes over memory each
+ * way, and whitening + GELU, one pass. Tensors are channels-last without gaps; channels are multiples of 8.
  *
  * Sums over a batch are made in SLICES, whatever the number of threads, so that they repeat exactly.
  */
-#include <math.h>
-
 #include "lanes.h"
 
 #define SLICES 64
-/* Sums of float32 over so many positions at most are added in double. */
+/* Sums of float32 over so many positions, or over a row of a whitened picture, are added in double. */
 #define POSITIONS 32
 
 static long slice_begin(long slice, long count) { return slice * count / SLICES; }
@@ -41,7 +39,8 @@ static inline vec exp_minus(vec x) {
     return (vec)((vec_int)power + (__builtin_convertvector(n, vec_int) << 23));
 }
 
-/* The normal distribution's cumulative function, to 1e-7, and its density. Source: Abramowitz and Stegun, 7.1.26. */
+/* The normal distribution's cumulative function, to 1e-7, and its density; beyond 13 they stay what they are there,
+ * which is next to nothing but for numbers beyond 1e30. Source: Abramowitz and Stegun, 7.1.26. */
 static inline void normal(vec x, vec* cumulative, vec* density) {
     vec magnitude = choose(x < 0, -x, x), bounded = choose(magnitude < 13, magnitude, all(13));
     vec bell = exp_minus(bounded * bounded * 0.5f), t = 1 / (1 + 0.3275911f * 0.70710678f * bounded);

@@ -324,9 +324,9 @@ void winograd_backward_fp32(const float* gradient, const float* x, const uint8_t
     memset(zeros, 0, (size_t)ci * 4);
 #pragma omp parallel num_threads((int)threads)
     {
-        Workspace w = works[omp_get_thread_num()] = workspace_of(&s, input_gradient != NULL);
 #pragma omp for schedule(static)
         for (long thread = 0; thread < threads; thread++) {
+            Workspace w = works[thread] = workspace_of(&s, input_gradient != NULL);
             long end = (thread + 1) * images / threads;
             for (long first = thread * images / threads; first < end; first += w.chunk) {
                 long tiles = smaller(w.chunk, end - first) * s.tiles;
@@ -346,8 +346,8 @@ void winograd_backward_fp32(const float* gradient, const float* x, const uint8_t
         for (long i = 0; i < ci; i++) {
             for (long thread = 1; thread < threads; thread++)
                 for (long p = 0; p < s.points; p++) {
-                    float* to = works[0].sums + (p * ci + i) * w.g_row;
-                    const float* from = works[thread].sums + (p * ci + i) * w.g_row;
+                    float* to = works[0].sums + (p * ci + i) * works[0].g_row;
+                    const float* from = works[thread].sums + (p * ci + i) * works[0].g_row;
                     for (long o = 0; o < co; o += 8) store(to + o, load(to + o) + load(from + o));
                 }
             for (long o = 0; o < co; o += 8) OF_SIDE(unpack_gradient, &s, works[0].sums, weight_gradient, i, o);

@@ -5,6 +5,7 @@
  * signs come as a sum and a difference of even and odd parts. `by` is the distance from a result to the next; n is a
  * constant wherever a map is called.
  */
+#pragma once
 #include "lanes.h"
 
 #define MAP static inline __attribute__((always_inline)) void

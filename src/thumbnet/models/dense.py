@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from thumbnet.kernels import load_library
 from thumbnet.models.norm_gelu import Layout
@@ -32,12 +33,24 @@ def kernels_take(images_NCHW: Tensor) -> bool:
 
 
 def kernels_convolve(images_NCHW: Tensor, layer: nn.Conv2d) -> bool:
-    """Tell whether the kernels can have this convolution, which is padded so that sides stay."""
+    """Tell whether the kernels can have this convolution, which is padded so that sides stay, and may be pooled 2x2."""
     return (
         layer.in_channels % INPUTS_STEP == 0
         and layer.out_channels % OUTPUTS_STEP == 0
         and layer.kernel_size[0] in SIDES
+        and images_NCHW.ndim == 4
+        and min(images_NCHW.shape[2:]) >= 2
+        and fits(images_NCHW, layer.weight)
         and kernels_take(images_NCHW)
+    )
+
+
+def fits(images_NCHW: Tensor, weight: Tensor) -> bool:
+    """Tell whether images have the channels, device and type of a convolution's weight; else torch says so."""
+    return (
+        images_NCHW.shape[1] == weight.shape[1]
+        and images_NCHW.device == weight.device
+        and images_NCHW.dtype == weight.dtype
     )
 
 
@@ -48,7 +61,7 @@ def to_dense(images_NCHW: Tensor) -> Tensor:
 
 def empty_dense(*sizes: int) -> Tensor:
     """Return a tensor of the sizes N, C, H, W whose values are not set."""
-    return torch.empty(sizes, memory_format=torch.channels_last)
+    return torch.empty(sizes, dtype=torch.float32, memory_format=torch.channels_last)
 
 
 class _Convolution(torch.autograd.Function):
@@ -56,6 +69,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pool: bool) -> Tensor:
+        assert bias is None or not pool
         x = to_dense(x)
         N, C, H, W = x.shape
         outputs, _, side, _ = weight.shape
@@ -68,14 +82,15 @@ class _Convolution(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, winner = ctx.saved_tensors
         outputs, inputs, side, _ = weight.shape
         wants_input, _, wants_bias, _ = ctx.needs_input_grad
         input_gradient = torch.empty_like(x) if wants_input else None
         packed = _pack(weight, transposed=True) if wants_input else None
-        weight_gradient = torch.empty(side, side, inputs, outputs)
-        bias_gradient = torch.empty(outputs) if wants_bias else None
+        weight_gradient = torch.empty(side, side, inputs, outputs, dtype=torch.float32)
+        bias_gradient = torch.empty(outputs, dtype=torch.float32) if wants_bias else None
         load_library().call(
             "winograd_backward",
             to_dense(gradients[0]),
@@ -97,7 +112,7 @@ def _pack(weight: Tensor, *, transposed: bool) -> Tensor:
     """Return the weights [C_out, C_in, k, k] transformed, as the kernels read them."""
     outputs, inputs, side, _ = weight.shape
     stored = -(-inputs // OUTPUTS_STEP) * OUTPUTS_STEP if transposed else inputs
-    packed = torch.empty((side + 3) ** 2 * outputs * stored)
+    packed = torch.empty((side + 3) ** 2 * outputs * stored, dtype=torch.float32)
     load_library().call("winograd_pack", to_dense(weight.detach()), packed, inputs, outputs, side, int(transposed))
     return packed
 
@@ -116,6 +131,7 @@ class _Whitening(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, columns, bias = ctx.saved_tensors
         sums = torch.empty(len(bias), dtype=torch.float64)

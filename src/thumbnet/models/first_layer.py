@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from thumbnet.kernels import load_library
 from thumbnet.models import dense, fused, grid
 from thumbnet.models.layers import SameMaxPool
 
 LINE = 16
-"""Values of one line of a window that conv_pool.c has room for."""
+"""Values of one line of a window that conv_pool.c has room for; longer ones are for neither."""
 
 
 class PooledFirst(nn.Sequential):
@@ -51,7 +52,9 @@ def kernels_take(images_NCHW: Tensor, conv: nn.Module, pool: nn.Module) -> bool:
         return False
     side = conv.kernel_size[0]
     return (
-        images_NCHW.dtype == conv.weight.dtype == torch.float32
+        images_NCHW.dtype == torch.float32
+        and images_NCHW.ndim == 4
+        and dense.fits(images_NCHW, conv.weight)
         and not images_NCHW.requires_grad
         and conv.bias is not None
         and conv.out_channels % 32 == 0
@@ -114,10 +117,11 @@ class _ConvPoolDense(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, winner = ctx.saved_tensors
         channels, side, outputs = ctx.sizes[3:6]
-        sums = torch.empty(side * side * channels + 1, outputs)
+        sums = torch.empty(side * side * channels + 1, outputs, dtype=torch.float32)
         gradient = dense.to_dense(gradients[0])
         load_library().call("conv_pool_dense_backward", gradient, winner, images, sums, *ctx.sizes)
         weight_gradient = sums[:-1].view(side, side, channels, outputs).permute(3, 2, 0, 1)

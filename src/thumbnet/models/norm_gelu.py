@@ -1,4 +1,4 @@
-"""Batch normalization and GELU as one pass over memory each way: the C kernels `norm_*` as a torch function."""
+"""Batch normalization and GELU in two passes over memory each way: the C kernels `norm_*` as a torch function."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from thumbnet.kernels import load_library
 
@@ -40,6 +41,7 @@ class _NormGelu(torch.autograd.Function):
         return apply_norm_gelu(z, scale, bias - mean * scale, added, layout), mean, variance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         z, mean, scale, bias, added = ctx.saved_tensors
         N, C, H, W = sizes = z.shape

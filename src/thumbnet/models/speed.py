@@ -75,7 +75,8 @@ class WhiteningConv(nn.Module):
         # The kernel has no gradient of the pictures, which whoever asks what the network looks at wants.
         if images_NCHW.shape[1] == 3 and not images_NCHW.requires_grad and grid.kernels_take(images_NCHW):
             return grid.whiten(images_NCHW, self.weight, self.bias)
-        if not images_NCHW.requires_grad and dense.kernels_take(images_NCHW):
+        alike = images_NCHW.ndim == 4 and dense.fits(images_NCHW, self.weight)
+        if alike and not images_NCHW.requires_grad and dense.kernels_take(images_NCHW):
             return dense.whiten(images_NCHW, self.weight, self.bias)
         return F.gelu(F.conv2d(images_NCHW, self.weight, self.bias))
 
@@ -135,7 +136,7 @@ class NormGelu(nn.Module):
                 "(--batch-size, and --grain if given), or on larger ones (--set distort.crop=16)"
             )
         layout = None
-        if len(self.bias) % 32 == 0:
+        if len(self.bias) % 32 == 0 and images_NCHW.numel():
             takers = (kernels.LAYOUT for kernels in (grid, dense) if kernels.kernels_take(images_NCHW))
             layout = next(takers, None)
         if layout and self.training:

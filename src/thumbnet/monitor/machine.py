@@ -86,10 +86,9 @@ def _kernel_uses(machine: dict[str, Any]) -> list[str]:
     else:
         products = "PyTorch's own, there is no AMX or the system does not let this process use it"
     winograd = machine["kernels"] and machine["precision"] == "fp32"
-    rest = "local layers" if winograd else "all of the speed network, local layers"
     return [
         crops,
         f"pooling, response normalization{'' if machine['amx_kernels'] else ', patches of local layers'}: {fused}",
-        *(["3x3 and 5x5 convolutions, all of the speed network: C kernels, float32"] if winograd else []),
-        f"first convolutions, {rest}: {products}",
+        *(["3x3 and 5x5 convolutions, first convolutions, all of the speed network: C kernels"] if winograd else []),
+        f"{'' if winograd else 'first convolutions, all of the speed network, '}local layers: {products}",
     ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thumbnet.config import Recipe, recipe_to_dict
-from thumbnet.engine import dtype_of, place, resolve_precision
+from thumbnet.engine import place, resolve_precision
 from thumbnet.errors import CheckpointError
 from thumbnet.models import InitializedFromData, build_model
 from thumbnet.runs.checkpoint import Checkpoint, fit_state
@@ -117,10 +117,11 @@ def new_state(
     if examples is not None and isinstance(model, InitializedFromData):
         model.initialize_from(examples(model.examples_wanted))
     model = place(model)
-    precision = resolve_precision(recipe.train.precision)
+    # Gradients have been scaled back by now, so that fp16 has not the range for them.
+    precise = resolve_precision(recipe.train.precision).name == "fp32"
     return TrainingState(
         model=model,
-        optimizer=build_optimizer(model, recipe.optimizer, products=dtype_of(precision.name)),
+        optimizer=build_optimizer(model, recipe.optimizer, products=torch.float32 if precise else torch.bfloat16),
         average=WeightAverage(model, recipe.average.decay) if recipe.average.decay else None,
         seed=recipe.seed,
     )
