@@ -2,11 +2,11 @@
 
     python benchmarks/check.py             # `make bench-check`, about half a minute; exits with 1 on a regression
 
-The step of the classic network, and that of the quick preset where the machine has AMX, are measured in processes of
-their own, with and without kernels in turn. The median ratio of the rounds must be above 1.0, far below what a quiet
-machine with AMX measures, 2.8 and 1.6 (`results/machine.json`); with AVX2 alone it is 1.2 for the classic network
-(`results/machine-avx2.json`), which leaves no room for a stricter limit. If it is not, the rounds are measured again,
-more of them and longer, before this fails: a busy machine hits one turn or another, a regression hits all of them.
+The step of the classic network and that of the quick preset are measured in processes of their own, with and without
+kernels in turn. The median ratio of the rounds must be above 1.2, far below what a quiet machine measures: with AMX 2.8
+and 1.6 (`results/machine.json`), with AVX2 alone 2.6 and 2.8 (`results/avx2/machine.json`). If it is not, the rounds
+are measured again, more of them and longer, before this fails: a busy machine hits one turn or another, a regression
+hits all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import statistics
 import sys
 
-LEAST_RATIO = 1.0
+LEAST_RATIO = 1.2
 ROUNDS = 3
 SECONDS = 1.0
 PRESETS = ("classic", "quick")

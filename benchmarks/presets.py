@@ -12,9 +12,10 @@ runs that its file has in the end. Accuracies are of all of them, times of those
 limit are measured anew, which is all that `--add --seeds 0` does. With `--runs DIR` the runs are kept there, and one
 that was interrupted goes on from its last checkpoint when the same command is given again.
 
-As on a processor without bf16 and AVX-512:
+On a processor without bf16 and AVX-512, whose figures stand apart, and as if on one:
 
-    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/presets.py quick --out benchmarks/results/avx2
+    python benchmarks/presets.py quick --out benchmarks/results/avx2
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/presets.py quick --out build
 """
 
 from __future__ import annotations

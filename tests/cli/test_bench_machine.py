@@ -80,6 +80,16 @@ def test_bench_alone_measures_the_machine(
     assert "round 2 of 2, step of fast, plain: 200 images/s" in printed.err
 
 
+def test_more_than_the_limit_is_explained(
+    quick_measures: list[tuple[str, bool]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run() == 0
+    assert "Over 100 %" not in capsys.readouterr().out
+    monkeypatch.setattr(measure_machine, "matmul_tflops", lambda name, *, seconds: 0.1)
+    assert run() == 0
+    assert "Over 100 %: Winograd's filtering makes fewer products" in capsys.readouterr().out
+
+
 def test_flags_go_without_the_part_too(
     quick_measures: list[tuple[str, bool]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -25,13 +25,14 @@ from thumbnet.training.step import train_step
 
 MATRIX_SIDE = 4096
 """Large enough for the highest speed; a product takes half a second in float32 on two cores."""
-LEAST_CALLS = 3
+LEAST_CALLS, LONGEST = 3, 4
+"""At least so many calls are timed, unless they take `LONGEST` times as long as was asked for: of slow ones, one."""
 INPUT_ROUNDS = 5
 """Rounds the input is measured in; the slowest and the fastest show how steady it is."""
 
 
 def step_seconds(recipe: Recipe, *, seconds: float, classes: int = 10, channels: int = 3) -> list[float]:
-    """Return how long training steps take, on one batch of random pictures; at least three, after one that warms up.
+    """Return how long training steps take, on one batch of random pictures, after one that warms up.
 
     Input, summaries and checkpoints are left out; layers that freeze on the way are frozen, as in most of a training.
 
@@ -61,7 +62,9 @@ def step_seconds(recipe: Recipe, *, seconds: float, classes: int = 10, channels:
 
 
 def matmul_tflops(precision: str, *, seconds: float) -> float:
-    """Return the speed of a large square matrix product in TFLOP/s, the median of several: what no network surpasses.
+    """Return the speed of a large square matrix product in TFLOP/s, the median of several.
+
+    No network surpasses it whose convolutions make every product; those by Winograd's filtering leave most of them out.
 
     Args:
         precision: fp32, bf16 or fp16, of the factors.
@@ -121,12 +124,16 @@ def measure_input(batches: TrainingInput, batch_size: int, seconds: float) -> di
 
 
 def _timed(call: Callable[[], object], seconds: float) -> list[float]:
-    """Call until the time is over, at least three times, and return how long each took; the first does not count."""
+    """Call until the time is over, see `LEAST_CALLS`, and return how long each took; the first does not count."""
     took: list[float] = []
     with on_own_cores():  # as in a training
         call()
         began = time.perf_counter()
-        while len(took) < LEAST_CALLS or time.perf_counter() - began < seconds:
+        while (
+            not took
+            or (spent := time.perf_counter() - began) < seconds
+            or (len(took) < LEAST_CALLS and spent < LONGEST * seconds)
+        ):
             started = time.perf_counter()
             call()
             took.append(time.perf_counter() - started)
