@@ -362,12 +362,15 @@ def peers_without_bf16(machine: dict[str, Any]) -> list[str]:
     most = str(result["machine"]["cores"])
     others = [peer for peer in result["peers"].values() if "thumbnet_times" in peer]
     beside = "; ".join(
-        f"{peer['thumbnet_times']['whole']['median']:.1f} times {peer['title']} "
-        f"({peer['cores'][most]['whole']['median']:,.0f})"
+        f"{peer['title']} {peer['cores'][most]['whole']['median']:,.0f}, "
+        f"{peer['thumbnet_times']['whole']['median']:.1f} times less"
         for peer in others
     )
     whole = result["peers"]["thumbnet"]["cores"][most]["whole"]["median"]
-    return [f"* Classic training, batch {result['batch_size']}: {whole:,.0f} images/s, {beside}."]
+    return [
+        f"* Classic training, batch {result['batch_size']}, {result['rounds']} rounds in turn (medians): {whole:,.0f} "
+        f"images/s; {beside}."
+    ]
 
 
 def by_time(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -205,8 +205,12 @@ def test_what_was_trained_without_newer_instructions(
         },
         "resnet18": {"title": "ResNet-18", "cores": {"2": {"step": {"median": 50.0}}}},
     }
-    (tmp_path / "avx2" / "peers.json").write_text(json.dumps({"peers": peers, "batch_size": 128} | machine))
-    assert readme.without_bf16()[-1] == "* Classic training, batch 128: 2,000 images/s, 2.0 times Keras (1,000)."
+    (tmp_path / "avx2" / "peers.json").write_text(
+        json.dumps({"peers": peers, "batch_size": 128, "rounds": 3} | machine)
+    )
+    assert readme.without_bf16()[-1] == (
+        "* Classic training, batch 128, 3 rounds in turn (medians): 2,000 images/s; Keras 1,000, 2.0 times less."
+    )
     machine["machine"]["features"] = ["amx_bf16", "avx2"]
     (tmp_path / "avx2" / "preset-slow.json").write_text(json.dumps(preset_result("slow") | machine))
     with pytest.raises(ValueError, match=r"preset-slow\.json is of Old One with amx_bf16, avx2: measure it again"):
