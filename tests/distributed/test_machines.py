@@ -26,7 +26,7 @@ STEPS, CHECKPOINT_EVERY, SILENCE_S = 120, 5, 10
 LEARNING_RATE = 0.001
 """Small, or the rounding of another order of sums would grow tenfold every few steps: small batches are chaotic."""
 PLAIN = {"OMP_NUM_THREADS": "1", "THUMBNET_KERNELS": "0"}
-"""In plain PyTorch, whose sums round the least: what is compared are the steps."""
+"""A thread, in plain PyTorch, whose sums round the least: what is compared are the steps."""
 PATIENCE_S = 240
 """For starts of Python and PyTorch on a machine that is busy otherwise."""
 LINK_BITS_PER_S = 150_000_000

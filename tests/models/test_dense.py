@@ -74,8 +74,8 @@ def test_convolution_and_gradients(
     x = numbers(images, inputs, height, width).requires_grad_()
     weight = numbers(outputs, inputs, side, side, seed=1).requires_grad_()
     bias = None if pool else numbers(outputs, seed=2).requires_grad_()
-    given_ = [tensor for tensor in (x, weight, bias) if tensor is not None]
-    exact = doubled(*given_)
+    leaves = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    exact = doubled(*leaves)
     plain = F.conv2d(exact[0], exact[1], None if pool else exact[2], padding=side // 2)
     clear = torch.ones(())
     if pool:
@@ -87,7 +87,7 @@ def test_convolution_and_gradients(
     found = dense.convolve(x, weight, bias, pool)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert error(found.detach(), plain.detach()) < ROUNDING
-    gradients = torch.autograd.grad(found, given_, gradient.float())
+    gradients = torch.autograd.grad(found, leaves, gradient.float())
     for value, wanted in zip(gradients, expected, strict=True):
         assert error(value, wanted) < ROUNDING_BACK
     # Where the input is fixed, its gradient is not computed, and that of the weights is the same.
@@ -250,8 +250,8 @@ def test_norm_gelu(with_added: bool, channels: int) -> None:
     # A mean far from 0 takes digits from a variance that is computed from squares.
     z, bias = (numbers(6, channels, 5, 7) + 10).requires_grad_(), numbers(channels, seed=1).requires_grad_()
     added = numbers(6, channels, 5, 7, seed=2).requires_grad_() if with_added else None
-    given_ = [tensor for tensor in (z, bias, added) if tensor is not None]
-    exact = doubled(*given_)
+    leaves = [tensor for tensor in (z, bias, added) if tensor is not None]
+    exact = doubled(*leaves)
     normalized = F.batch_norm(exact[0], None, None, bias=exact[1], training=True, eps=1e-5)
     plain = F.gelu(normalized + exact[2] if with_added else normalized)
     gradient = numbers(*plain.shape, seed=3)
@@ -260,7 +260,7 @@ def test_norm_gelu(with_added: bool, channels: int) -> None:
     assert error(found.detach(), plain.detach()) < 1e-5
     assert error(mean, exact[0].mean((0, 2, 3))) < 1e-6
     assert error(variance, exact[0].var((0, 2, 3), unbiased=False)) < 1e-5
-    for value, wanted in zip(torch.autograd.grad(found, given_, gradient), expected, strict=True):
+    for value, wanted in zip(torch.autograd.grad(found, leaves, gradient), expected, strict=True):
         assert error(value, wanted) < 1e-5
 
 

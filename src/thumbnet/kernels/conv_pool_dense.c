@@ -3,8 +3,7 @@
  *
  * The convolution is a matrix product: a pixel's window, kernel lines of kernel * channels values and a 1 for the bias,
  * times filters [window][outputs]. Tensors are channels-last without gaps; outputs are a multiple of 32. Pictures need
- * no gradient.
- * Gradients of the filters are the same to the bit with as many threads.
+ * no gradient; those of the filters are the same to the bit with as many threads.
  */
 #include <math.h>
 #include <omp.h>

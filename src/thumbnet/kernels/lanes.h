@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Of functions that are compiled for the constants that they are called with. */
+#define INLINE static inline __attribute__((always_inline))
+
 /* Eight values, at any address. */
 typedef float vec __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t vec_int __attribute__((vector_size(32)));

@@ -68,21 +68,25 @@ class Library:
     handle: ctypes.CDLL | None
     why: str
 
-    def call(self, name: str, tensor: torch.Tensor, *arguments: torch.Tensor | np.ndarray | float) -> None:
+    def call(self, name: str, tensor: torch.Tensor, *arguments: torch.Tensor | np.ndarray | int | float | None) -> None:
         """Call the kernel `name` for the element type of `tensor`, which is its first argument.
 
-        Tensors and arrays are passed as pointers, floats as C floats, integers as C longs; their memory layout is up to
-        the caller.
+        Tensors and arrays are passed as pointers, None as NULL, floats as C floats, integers as C longs; memory layouts
+        are up to the caller.
         """
         assert self.handle is not None
         function = getattr(self.handle, f"{name}_{SUFFIXES[tensor.dtype]}")
         function(*(_c_argument(argument) for argument in (tensor, *arguments)))
 
 
-def _c_argument(argument: torch.Tensor | np.ndarray | float) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_long:
+def _c_argument(
+    argument: torch.Tensor | np.ndarray | int | float | None,
+) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_long:
     # Numbers first: they are most, and asking whether something is a tensor takes longest.
     if isinstance(argument, int):
         return ctypes.c_long(argument)
+    if argument is None:
+        return ctypes.c_void_p()
     if isinstance(argument, float):
         return ctypes.c_float(argument)
     return ctypes.c_void_p(argument.ctypes.data if isinstance(argument, np.ndarray) else argument.data_ptr())

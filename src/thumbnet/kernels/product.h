@@ -15,9 +15,8 @@
 typedef float wide __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* c [rows][PANEL] = or += a [rows][depth] x b [depth][PANEL]; distances are from row to row and along the depth. */
-static inline __attribute__((always_inline)) void block(long rows, const float* a, long a_row, long a_depth,
-                                                        const float* b, long b_depth, float* c, long c_row, long depth,
-                                                        int add) {
+INLINE void block(long rows, const float* a, long a_row, long a_depth, const float* b, long b_depth, float* c,
+                  long c_row, long depth, int add) {
     wide sums[ROWS][2];
 #pragma GCC unroll 6
     for (long r = 0; r < rows; r++) {

@@ -9,7 +9,8 @@
  * windows are made.
  *
  * Results and gradients of inputs are the same whoever computes them. Gradients of weights are sums over the images of
- * each thread, added in the order of the threads: with as many threads they are the same to the bit.
+ * each thread, added in the order of the threads: with as many threads they are the same to the bit. A value that is
+ * not finite reaches all channels of the tiles that see it, and infinity becomes NaN on the way.
  */
 #include <omp.h>
 
@@ -53,7 +54,7 @@ static long row_of(long columns) { return columns % 32 ? columns : columns + 16;
 
 /* ---- filters ---- */
 
-MAP pack_filters(long n, const Shape* s, const float* weights, float* packed, long o, long i, long transposed) {
+INLINE void pack_filters(long n, const Shape* s, const float* weights, float* packed, long o, long i, long transposed) {
     long side = n - TILE + 1, depth = transposed ? s->co : s->ci;
     vec half[MOST_POINTS], points[MOST_POINTS];
     for (long x = 0; x < side; x++) {
@@ -83,7 +84,7 @@ void winograd_pack_fp32(const float* weights, float* packed, long ci, long co, l
 }
 
 /* Eight outputs' weights [side][side][ci][co] for input i <- transformed gradient [points][ci][row_of(co)]. */
-MAP unpack_gradient(long n, const Shape* s, const float* gradient, float* weights, long i, long o) {
+INLINE void unpack_gradient(long n, const Shape* s, const float* gradient, float* weights, long i, long o) {
     long side = n - TILE + 1, row = row_of(s->co);
     vec half[MOST_POINTS], filter[5];
     for (long x = 0; x < n; x++) {
@@ -100,7 +101,8 @@ MAP unpack_gradient(long n, const Shape* s, const float* gradient, float* weight
 /* ---- tiles ---- */
 
 /* Transforms the patch of tile `tile` of an image to v + point * stride, ci values for each point. */
-MAP transform_patch(long n, const Shape* s, const float* image, const float* zeros, long tile, float* v, long stride) {
+INLINE void transform_patch(long n, const Shape* s, const float* image, const float* zeros, long tile, float* v,
+                            long stride) {
     long pad = s->side / 2, top = tile / s->across * TILE - pad, first = tile % s->across * TILE - pad;
     const float* at[MOST_POINTS];
     for (long y = 0; y < n; y++)
@@ -137,8 +139,8 @@ static inline vec pool(const vec* upper, const vec* lower, vec_int* winner) {
 
 /* Turns the sums of `columns` outputs from the c-th on, at sums + point * stride, into results of tile `tile` of an
  * image. */
-MAP finish_tile(long n, const Shape* s, const float* sums, long stride, long tile, const float* bias, float* out,
-                uint8_t* winner, long c, long columns) {
+INLINE void finish_tile(long n, const Shape* s, const float* sums, long stride, long tile, const float* bias,
+                        float* out, uint8_t* winner, long c, long columns) {
     long top = tile / s->across * TILE, first = tile % s->across * TILE, height = s->height, width = s->width;
     for (long k = 0; k < columns; k += 8) {
         vec half[TILE * 8], results[TILE * TILE];
@@ -166,8 +168,8 @@ MAP finish_tile(long n, const Shape* s, const float* sums, long stride, long til
 }
 
 /* Transforms the gradient of a tile's results, of an image, to points at d + point * stride, co values each. */
-MAP transform_gradient(long n, const Shape* s, const float* gradient, const uint8_t* winner, long tile, float* d,
-                       long stride) {
+INLINE void transform_gradient(long n, const Shape* s, const float* gradient, const uint8_t* winner, long tile,
+                               float* d, long stride) {
     long top = tile / s->across * TILE, first = tile % s->across * TILE, height = s->height, width = s->width;
     for (long c = 0; c < s->co; c += 8) {
         vec results[TILE * TILE] = {{0}}, half[8 * TILE], points[8];
@@ -203,8 +205,8 @@ MAP transform_gradient(long n, const Shape* s, const float* gradient, const uint
 void winograd_forward_fp32(const float* x, const float* packed, const float* bias, float* out, uint8_t* winner,
                            long images, long height, long width, long ci, long co, long side) {
     Shape s = shape_of(images, height, width, ci, co, side, winner != NULL);
-    long unit = larger(LEAST_UNIT, smaller(MOST_UNIT, UNIT_BYTES / (s.points * ci * 4) / ROWS * ROWS)),
-         total = images * s.tiles;
+    long unit = larger(LEAST_UNIT, smaller(MOST_UNIT, UNIT_BYTES / (s.points * ci * 4) / ROWS * ROWS));
+    long total = images * s.tiles;
     long v_stride = unit * ci + 16, sums_stride = unit * GROUP + 16;
     long out_area = winner ? height / 2 * (width / 2) : height * width;
 #pragma omp parallel
@@ -242,7 +244,7 @@ void winograd_forward_fp32(const float* x, const float* packed, const float* bia
 
 /* Adds the patches of an image's tiles, given as points at d + point * stride + tile * row, and writes its ci channels;
  * `sums` has room for 8 channels of all that the patches cover. */
-MAP gather_patches(long n, const Shape* s, const float* d, long stride, long row, float* sums, float* image) {
+INLINE void gather_patches(long n, const Shape* s, const float* d, long stride, long row, float* sums, float* image) {
     long pad = s->side / 2, sums_width = (s->across - 1) * TILE + n, sums_height = (s->down - 1) * TILE + n;
     for (long c = 0; c < s->ci; c += 8) {
         memset(sums, 0, (size_t)(sums_height * sums_width * 8) * 4);
@@ -269,7 +271,8 @@ MAP gather_patches(long n, const Shape* s, const float* d, long stride, long row
 }
 
 /* What one thread needs for the gradients: the images of a chunk transformed (inputs, whose place is taken by their
- * gradients; gradients of the results), sums of both over all its images, and patches laid out again. */
+ * gradients; gradients of the results), sums over all its images of the products of both and of the gradients, and room
+ * for patches that are laid over each other. */
 typedef struct {
     long chunk, x_row, g_row, x_stride, g_stride;
     float *x, *gradient, *sums, *bias_sums, *patches;

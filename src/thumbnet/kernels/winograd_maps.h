@@ -8,10 +8,8 @@
 #pragma once
 #include "lanes.h"
 
-#define MAP static inline __attribute__((always_inline)) void
-
 /* o <- B' d */
-MAP patch_to_points(const vec* d, vec* o, long by, long n) {
+INLINE void patch_to_points(const vec* d, vec* o, long by, long n) {
     if (n == 6) {
         vec even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1], even2 = d[4] - d[2], odd2 = 2 * (d[3] - d[1]);
         o[0] = 4 * d[0] - 5 * d[2] + d[4];
@@ -31,7 +29,7 @@ MAP patch_to_points(const vec* d, vec* o, long by, long n) {
 }
 
 /* o <- B v */
-MAP points_to_patch(const vec* v, vec* o, long by, long n) {
+INLINE void points_to_patch(const vec* v, vec* o, long by, long n) {
     vec even = v[1] + v[2], odd = v[1] - v[2], even2 = v[3] + v[4], odd2 = v[3] - v[4];
     if (n == 6) {
         o[0] = 4 * v[0];
@@ -54,7 +52,7 @@ MAP points_to_patch(const vec* v, vec* o, long by, long n) {
 }
 
 /* o <- A' s */
-MAP points_to_results(const vec* s, vec* o, long by, long n) {
+INLINE void points_to_results(const vec* s, vec* o, long by, long n) {
     vec even = s[1] + s[2], odd = s[1] - s[2], even2 = s[3] + s[4], odd2 = s[3] - s[4];
     o[0] = s[0] + even + even2;
     o[by] = odd + 2 * odd2;
@@ -70,7 +68,7 @@ MAP points_to_results(const vec* s, vec* o, long by, long n) {
 }
 
 /* o <- A g */
-MAP results_to_points(const vec* g, vec* o, long by, long n) {
+INLINE void results_to_points(const vec* g, vec* o, long by, long n) {
     vec even = g[0] + g[2], odd = g[1] + g[3], even2 = g[0] + 4 * g[2], odd2 = 2 * g[1] + 8 * g[3];
     o[0] = g[0];
     o[by] = even + odd, o[2 * by] = even - odd;
@@ -83,7 +81,7 @@ MAP results_to_points(const vec* g, vec* o, long by, long n) {
 }
 
 /* o <- G g */
-MAP filter_to_points(const vec* g, vec* o, long by, long n) {
+INLINE void filter_to_points(const vec* g, vec* o, long by, long n) {
     vec even = g[0] + g[2], odd = g[1], even2 = g[0] + 4 * g[2], odd2 = 2 * g[1];
     if (n == 6) {
         o[0] = g[0] * (1 / 4.0f);
@@ -102,7 +100,7 @@ MAP filter_to_points(const vec* g, vec* o, long by, long n) {
 }
 
 /* o <- G' u */
-MAP points_to_filter(const vec* u, vec* o, long by, long n) {
+INLINE void points_to_filter(const vec* u, vec* o, long by, long n) {
     if (n == 6) {
         vec even = (u[1] + u[2]) * (-1 / 6.0f), odd = (u[1] - u[2]) * (-1 / 6.0f);
         vec even2 = (u[3] + u[4]) * (1 / 24.0f), odd2 = (u[3] - u[4]) * (1 / 24.0f);

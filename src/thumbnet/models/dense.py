@@ -77,7 +77,7 @@ class _Convolution(torch.autograd.Function):
         out = empty_dense(N, outputs, H // 2 if pool else H, W // 2 if pool else W)
         winner = torch.empty(out.numel(), dtype=torch.uint8) if pool else None
         packed = _pack(weight, transposed=False)
-        load_library().call("winograd_forward", x, packed, _or_0(bias), out, _or_0(winner), *ctx.sizes)
+        load_library().call("winograd_forward", x, packed, bias, out, winner, *ctx.sizes)
         ctx.save_for_backward(x, weight, winner)
         return out
 
@@ -95,17 +95,10 @@ class _Convolution(torch.autograd.Function):
             "winograd_backward",
             to_dense(gradients[0]),
             x,
-            *map(_or_0, (winner, packed, input_gradient)),
-            weight_gradient,
-            _or_0(bias_gradient),
+            *(winner, packed, input_gradient, weight_gradient, bias_gradient),
             *ctx.sizes,
         )
         return input_gradient, weight_gradient.permute(3, 2, 0, 1), bias_gradient, None
-
-
-def _or_0(tensor: Tensor | None) -> Tensor | int:
-    """Return what tells a kernel of no tensor, for None."""
-    return 0 if tensor is None else tensor
 
 
 def _pack(weight: Tensor, *, transposed: bool) -> Tensor:

@@ -86,7 +86,7 @@ class _Convolution(torch.autograd.Function):
         packed = _pack(weight, transposed=False)
         out = empty_grid(N, outputs, H // 2 if pool else H, W // 2 if pool else W)
         winner = torch.empty(N * out.stride(0), dtype=torch.uint8) if pool else None
-        load_library().call("conv3x3_forward", x, packed, out, 0 if winner is None else winner, *ctx.sizes)
+        load_library().call("conv3x3_forward", x, packed, out, winner, *ctx.sizes)
         ctx.save_for_backward(x, weight, winner)
         return out
 
@@ -96,15 +96,15 @@ class _Convolution(torch.autograd.Function):
         N, H, W, inputs, outputs = ctx.sizes
         wants_input = ctx.needs_input_grad[0]
         input_gradient = empty_grid(N, x.shape[1], H, W) if wants_input else None
-        packed = _pack(weight, transposed=True) if wants_input else 0
+        packed = _pack(weight, transposed=True) if wants_input else None
         weight_gradient = torch.empty(outputs, 3, 3, inputs)
         load_library().call(
             "conv3x3_backward",
             to_grid(gradients[0]),
             x,
-            0 if winner is None else winner,
+            winner,
             packed,
-            0 if input_gradient is None else input_gradient,
+            input_gradient,
             weight_gradient,
             *ctx.sizes,
         )

@@ -52,7 +52,7 @@ class _NormGelu(torch.autograd.Function):
             "norm_gelu_backward",
             ctx.layout.of(gradients[0]),
             z,
-            0 if added is None else added,
+            added,
             inner,
             scale32,
             shift32,
@@ -75,7 +75,7 @@ def apply_norm_gelu(z: Tensor, scale: Tensor, shift: Tensor, added: Tensor | Non
     load_library().call(
         "norm_gelu_forward",
         layout.of(z),
-        0 if added is None else layout.of(added),
+        None if added is None else layout.of(added),
         out,
         scale.float(),
         shift.float(),
