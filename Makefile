@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 train: setup
 	$(BIN)/thumbnet train
 
+# A worker for each core: most tests start programs and wait for them.
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # thumbnet beside TensorFlow, Keras, PyTorch and timm: 12 minutes, on a machine that does nothing else.
 bench: setup

@@ -75,6 +75,11 @@ def test_the_examples_of_the_documentation_run(
 ):
     monkeypatch.setattr("thumbnet.data.shapes.TRAIN_COUNT", 1000)  # as they stand, but for a smaller data set
     monkeypatch.setattr("thumbnet.data.shapes.TEST_COUNT", 100)
+    narrow = {"model.options.widths": [32, 32, 32]}
+    monkeypatch.setattr(
+        "thumbnet.api.load_preset",
+        lambda name, changes: load_preset(name, changes | (narrow if name == "quick" else {})),
+    )
     make_pictures(tmp_path / "flowers")
     names: dict[str, object] = {}
     blocks = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)

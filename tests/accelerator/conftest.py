@@ -7,7 +7,6 @@ takes down whatever would make the program wait for a real device, and refuses f
 
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,19 +114,13 @@ class _Module(backend_registration._DummyBackendModule):  # type: ignore[misc]
 ACCELERATOR = Accelerator()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put these tests first, whatever was asked for: the first backward pass of a process fixes torch's devices."""
-    items.sort(key=lambda item: Path(__file__).parent not in item.path.parents)
-
-
-@pytest.fixture(scope="session")
-def _backend() -> None:
+def pytest_collection_finish() -> None:
+    """Register the device before any test: the first backward pass of a process fixes which devices torch has."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 
 
 @pytest.fixture
-def accelerator(_backend: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
     """The device, there until the test ends."""
     # Tensors with a type of their own cannot be those of inference mode, nor be put into a parameter that is there.
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)

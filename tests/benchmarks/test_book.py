@@ -1,8 +1,8 @@
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,17 +13,21 @@ from thumbnet.runs.run import Run
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "book.py"
 
 
-def test_results_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def load_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("book_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_results_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", "shapes", "--batch-size", "20", "--steps", "3", "--threads", "1", "--summary-every", "0"]
     command = ["train", "--preset", "book", *arguments, "--out", str(tmp_path), "--name", "run", "--no-test"]
     assert main(command) == 0
     assert main(["eval", "run", "--out", str(tmp_path), "--json", "--no-plots", "--threads", "1"]) == 0
     evaluation = json.loads(capsys.readouterr().out.splitlines()[-1])
     run = Run.open(tmp_path / "run")
-    module.write_results(run, evaluation, tmp_path / "results")
+    load_script().write_results(run, evaluation, tmp_path / "results")
     files = {path.name: path for path in (tmp_path / "results").iterdir()}
     assert set(files) == {"log.txt", "recipe.toml", "result.json", "first_picture.txt", "first_picture.png"}
     assert files["log.txt"].read_text() == (run.path / "log.txt").read_text()
@@ -38,11 +42,13 @@ def test_results_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert set(figures["machine"]) == {"cpu", "cores", "threads", "torch"}
 
 
-def test_a_run_that_is_another_or_not_finished_is_refused(tmp_path: Path) -> None:
-    for preset in ("classic", "book"):
-        Run.create(tmp_path, load_preset(preset), preset)
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), str(tmp_path / preset)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2
-        assert "is no finished run of the preset book" in done.stderr
+@pytest.mark.parametrize("preset", ["classic", "book"])
+def test_a_run_that_is_another_or_not_finished_is_refused(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Run.create(tmp_path, load_preset(preset), preset)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path / preset)])
+    with pytest.raises(SystemExit) as stop:
+        load_script().main()
+    assert stop.value.code == 2
+    assert "is no finished run of the preset book" in capsys.readouterr().err

