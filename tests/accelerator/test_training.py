@@ -25,6 +25,7 @@ from thumbnet.monitor.signals import StopSignal
 from thumbnet.runs.run import Run
 from thumbnet.training import loop
 from thumbnet.training.averages import WeightAverage
+from thumbnet.training.optimizers import GradientDescent
 from thumbnet.training.session import open_training
 from thumbnet.training.state import new_state
 
@@ -157,7 +158,7 @@ def blow_up(monkeypatch: pytest.MonkeyPatch, at_step: int) -> None:
     """Make the update of a step, counted from 0, take the weights out of all bounds."""
     set_rates, steps = loop.set_rates, itertools.count()
 
-    def set_them(optimizer: torch.optim.Optimizer, *, factor: float, progress: float) -> None:
+    def set_them(optimizer: GradientDescent, *, factor: float, progress: float) -> None:
         set_rates(optimizer, factor=1e30 if next(steps) == at_step else factor, progress=progress)
 
     monkeypatch.setattr(loop, "set_rates", set_them)

@@ -95,6 +95,9 @@ def test_unknown_names_and_options() -> None:
         build_model(ModelConfig(name="clasic"), num_classes=10, crop=24)
     with pytest.raises(UsageError, match="depth"):
         build_model(ModelConfig(name="classic", options={"depth": 3}), num_classes=10, crop=24)
+    for impossible in (0, -0.1, "small", True):
+        with pytest.raises(UsageError, match=r"initial_std is .*: it must be a number above 0"):
+            build_model(ModelConfig(name="classic", options={"initial_std": impossible}), num_classes=10, crop=24)
 
 
 def test_describing_leaves_the_network_as_it_was() -> None:

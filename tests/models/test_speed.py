@@ -165,6 +165,10 @@ def test_bad_options_are_usage_errors() -> None:
         build_speed(num_classes=10, crop=32, widths=(64, 128))
     with pytest.raises(UsageError, match="width"):
         build_model(ModelConfig(name="speed", options={"width": 1}), num_classes=10, crop=32)
+    with pytest.raises(UsageError, match="head_scale is '1/256': it must be a number"):
+        build_speed(num_classes=10, crop=32, head_scale="1/256")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="residual is 'no': it must be true or false"):
+        build_speed(num_classes=10, crop=32, residual="no")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("preset", ["fast"])

@@ -56,6 +56,24 @@ def test_momentum_is_nesterovs_on_request() -> None:
         assert start - model.weight.item() == pytest.approx(0.1 * expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_descent_is_that_of_torch_to_the_bit(momentum: float, nesterov: bool) -> None:
+    model, plain = build_classic(num_classes=10, crop=24), build_classic(num_classes=10, crop=24)
+    plain.load_state_dict(model.state_dict())
+    config = OptimizerConfig(learning_rate=0.1, momentum=momentum, nesterov=nesterov, weight_decay={"default": 0.004})
+    optimizer = build_optimizer(model, config)
+    weights, biases = ([one for one in plain.parameters() if (one.ndim > 1) is many] for many in (True, False))
+    groups = [{"params": weights, "weight_decay": 0.004}, {"params": biases, "weight_decay": 0.0}]
+    reference = torch.optim.SGD(groups, lr=0.1, momentum=momentum, nesterov=nesterov)
+    for seed in range(3):
+        for network, stepping in ((model, optimizer), (plain, reference)):
+            stepping.zero_grad()
+            give_gradients(network, seed)
+            stepping.step()
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter), name
+
+
 def test_an_unknown_layer_is_named() -> None:
     with pytest.raises(UsageError, match="did you mean 'local3'"):
         build_optimizer(build_classic(num_classes=10, crop=24), OptimizerConfig(weight_decay={"locl3": 0.1}))

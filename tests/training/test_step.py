@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thumbnet.config import Recipe, load_preset
+from thumbnet.config import OptimizerConfig, Recipe, load_preset
 from thumbnet.data.dataset import Splits
 from thumbnet.distributed.exact import team_for
 from thumbnet.distributed.place import Place
@@ -15,6 +15,7 @@ from thumbnet.engine import Precision
 from thumbnet.errors import DivergedError
 from thumbnet.input.pipeline import Batch, TrainingInput
 from thumbnet.monitor.health import GradientCheck
+from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.state import TrainingState, new_state
 from thumbnet.training.step import train_step
 
@@ -111,7 +112,7 @@ def test_a_refused_step_leaves_the_statistics_of_batch_normalization(recipe: Rec
 
 def test_statistics_that_overflow_refuse_a_step_whose_loss_is_finite(batch: Batch) -> None:
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(batch.images[0].numel(), 10))
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    optimizer = build_optimizer(network, OptimizerConfig(learning_rate=0.1))
     state = TrainingState(model=network, optimizer=optimizer, average=None)
     huge = Batch(images=batch.images * 1e25, labels=batch.labels, indices=batch.indices)
     with pytest.raises(DivergedError, match=r"step 1: .* 0\.running_var of batch normalization not finite \(loss = \d"):
@@ -139,7 +140,7 @@ def masks_of(
 ) -> torch.Tensor:
     """Return the masks of the first steps, [steps, this replica's images, 3]."""
     network = Dropping()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    optimizer = build_optimizer(network, OptimizerConfig(learning_rate=0.1))
     state = TrainingState(model=network, optimizer=optimizer, average=None, seed=seed)
     replicas = Replicas(place)
     replicas.sum = lambda values: values  # type: ignore[method-assign]
@@ -168,7 +169,7 @@ def test_a_grain_draws_the_same_on_any_replica_and_another_grain_something_else(
 def test_batches_of_normalization_are_counted_by_step_not_by_grain(batch: Batch) -> None:
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.LazyLinear(10))
     network(batch.images)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    optimizer = build_optimizer(network, OptimizerConfig(learning_rate=0.1))
     state = TrainingState(model=network, optimizer=optimizer, average=None)
     team = team_for(ALONE, network, batch_size=len(batch.labels), grain=7, seconds=lambda: 0.0)
     before = int(network.get_buffer("0.num_batches_tracked"))

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from thumbnet.errors import UsageError
 from thumbnet.models.first_layer import PooledFirst
 from thumbnet.models.layers import LocalResponseNorm, PaddedConv2d, SameMaxPool
 
@@ -32,7 +33,12 @@ def build_classic(*, num_classes: int, crop: int, channels: int = 3, initial_std
 
     Returns:
         A module from images [N, channels, crop, crop] to logits [N, num_classes]; its layers have the tutorial's names.
+
+    Raises:
+        UsageError: the deviation is no number above 0.
     """
+    if isinstance(initial_std, bool) or not isinstance(initial_std, int | float) or not initial_std > 0:
+        raise UsageError(f"model.options.initial_std is {initial_std!r}: it must be a number above 0")
     side = -(-crop // 4)
     model = PooledFirst(
         OrderedDict(

@@ -11,6 +11,7 @@ from torch import nn
 from thumbnet.errors import UsageError
 from thumbnet.models.classic import FlattenHWC
 from thumbnet.models.first_layer import PooledFirst
+from thumbnet.models.initial import draw_normal
 from thumbnet.models.layers import LocallyConnected, LocalResponseNorm, MapResponseNorm, PaddedConv2d, SameMaxPool
 
 NETS = ("80sec", "18pct", "13pct", "11pct")
@@ -113,7 +114,7 @@ _Layer = TypeVar("_Layer", PaddedConv2d, nn.Linear)
 
 def _drawn(layer: _Layer, std: float) -> _Layer:
     """Draw a layer's weight from a normal distribution and set its bias to 0."""
-    nn.init.normal_(layer.weight, std=std)
+    draw_normal(layer.weight, std)
     assert layer.bias is not None
     with torch.no_grad():
         layer.bias.zero_()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from thumbnet.models import dense, fused, local
 from thumbnet.models.fused import same_padding
+from thumbnet.models.initial import draw_normal
 
 
 class PaddedConv2d(nn.Conv2d):
@@ -149,7 +150,7 @@ class LocallyConnected(nn.Module):
         self.weight = nn.Parameter(torch.empty(side * side, kernel * kernel * inputs, outputs))
         """Rows in the order row, column, channel of the patch; with them as columns the gradient costs twice."""
         self.bias = nn.Parameter(torch.zeros(side * side * outputs))
-        nn.init.normal_(self.weight, std=std)
+        draw_normal(self.weight, std)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Connect; the result is channels-last in memory."""

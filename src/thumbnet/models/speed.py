@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from thumbnet.errors import UsageError
 from thumbnet.models import dense, grid
+from thumbnet.models.initial import draw_normal
 from thumbnet.models.norm_gelu import apply_norm_gelu, norm_gelu
 
 NORM_EPS = 1e-12
@@ -197,7 +198,7 @@ class ScaledLinear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
         self.scale = scale
         if std is not None:
-            nn.init.normal_(self.weight, std=std)
+            draw_normal(self.weight, std)
 
     def forward(self, features_NC: Tensor) -> Tensor:
         """Multiply."""
@@ -226,7 +227,7 @@ def build_speed(
         residual: give each block a third convolution, and a way around the second and third.
 
     Raises:
-        UsageError: the input is too small, or there are not three widths.
+        UsageError: the input is too small, there are not three widths, or an option is of another type.
     """
     if crop < 9:
         raise UsageError(f"distort.crop is {crop}: the speed network halves its input three times and needs at least 9")
@@ -236,6 +237,11 @@ def build_speed(
         or not all(isinstance(width, int) and width > 0 for width in widths)
     ):
         raise UsageError(f"model.options.widths is {widths}: the speed network takes three whole numbers above 0")
+    for name, value in (("head_scale", head_scale), ("head_std", 0.0 if head_std is None else head_std)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageError(f"model.options.{name} is {value!r}: it must be a number")
+    if not isinstance(residual, bool):
+        raise UsageError(f"model.options.residual is {residual!r}: it must be true or false")
     layers: OrderedDict[str, nn.Module] = OrderedDict(whiten=WhiteningConv(channels))
     inputs = 8 * channels
     for block, width in enumerate(widths):

@@ -1,12 +1,14 @@
-"""From a recipe's optimizer section to a torch optimizer."""
+"""From a recipe's optimizer section to what moves the weights."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from thumbnet.config import OptimizerConfig
 from thumbnet.errors import UsageError, did_you_mean
@@ -14,11 +16,11 @@ from thumbnet.errors import UsageError, did_you_mean
 
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, *, products: torch.dtype = torch.float32
-) -> torch.optim.Optimizer:
+) -> GradientDescent:
     """Build the optimizer over all weights, one parameter group for each way of moving.
 
-    The gradient of c/2 * ||w||^2 is c * w, which is what the optimizers' `weight_decay` adds: the loss term itself is
-    only computed for display (`decay_terms`).
+    The gradient of c/2 * ||w||^2 is c * w, which is what the groups' `weight_decay` adds: the loss term itself is only
+    computed for display (`decay_terms`).
 
     Args:
         model: what is trained.
@@ -48,12 +50,10 @@ def build_optimizer(
     ]
     if config.name == "muon":
         return Muon(described, momentum=config.momentum, muon_momentum=config.muon_momentum, products=products)
-    return torch.optim.SGD(
-        described, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov, foreach=True
-    )
+    return GradientDescent(described, momentum=config.momentum, nesterov=config.nesterov)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, *, factor: float, progress: float) -> None:
+def set_rates(optimizer: GradientDescent, *, factor: float, progress: float) -> None:
     """Set every group's learning rate for the next step, and stop the gradients of layers that no longer learn.
 
     Args:
@@ -76,7 +76,61 @@ def _rate_of(name: str, parameter: Tensor, config: OptimizerConfig) -> float:
     return config.rates.get("biases", config.learning_rate) if parameter.ndim == 1 else config.learning_rate
 
 
-class Muon(torch.optim.SGD):
+class GradientDescent:
+    """Gradient descent with momentum: `torch.optim.SGD` to the bit, whose functional form does the arithmetic.
+
+    Every `torch.optim.Optimizer` imports the tracer of torch.compile, to keep it away from its steps: a third of all
+    that a training imports, for steps that nobody compiles.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, nesterov: bool) -> None:
+        """Take over the groups.
+
+        Args:
+            groups: `params`, a list of weights, their `weight_decay` and the present `lr`.
+            momentum: share of the last update kept, 0 to below 1.
+            nesterov: Nesterov's form of momentum.
+        """
+        self.param_groups = groups
+        self.state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+        """Of each weight: its `momentum_buffer`, after the first step with momentum."""
+        self.momentum = momentum
+        self.nesterov = nesterov
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the weights that have a gradient."""
+        for group in self.param_groups:
+            self._move(group)
+
+    def _move(self, group: dict[str, Any]) -> None:
+        """Move the weights of a group."""
+        moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+        buffers = [self.state[parameter].get("momentum_buffer") for parameter in moving]
+        sgd(
+            moving,
+            [parameter.grad for parameter in moving],
+            buffers,
+            foreach=True,
+            weight_decay=group["weight_decay"],
+            momentum=self.momentum,
+            lr=group["lr"],
+            dampening=0,
+            nesterov=self.nesterov,
+            maximize=False,
+        )
+        for parameter, buffer in zip(moving, buffers, strict=True):
+            if buffer is not None:
+                self.state[parameter]["momentum_buffer"] = buffer
+
+
+class Muon(GradientDescent):
     """Orthogonalized gradients with Nesterov momentum for groups marked `muon`, Nesterov's gradient descent for others.
 
     A convolution's weight is a matrix of C_out rows. Before each step it is scaled to the norm sqrt(C_out), so that the
@@ -86,43 +140,41 @@ class Muon(torch.optim.SGD):
     def __init__(
         self, groups: list[dict[str, Any]], *, momentum: float, muon_momentum: float, products: torch.dtype
     ) -> None:
-        super().__init__(groups, momentum=momentum, nesterov=momentum > 0, foreach=True)
+        """Take over the groups.
+
+        Args:
+            groups: as in `GradientDescent`, and whether they are `muon`.
+            momentum: of the others.
+            muon_momentum: of those that are.
+            products: type of numbers in which matrices are multiplied.
+        """
+        super().__init__(groups, momentum=momentum, nesterov=momentum > 0)
+        self.muon_momentum = muon_momentum
         self.products = products
-        for group in self.param_groups:
-            if group["muon"]:
-                group["momentum"] = muon_momentum
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step; `closure` is not supported."""
-        assert closure is None
-        every = self.param_groups
-        for group in every:
-            if group["muon"]:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._turn(parameter, group)
-        # The other groups move as SGD moves them.
-        self.param_groups = [group for group in every if not group["muon"]]
-        try:
-            super().step()
-        finally:
-            self.param_groups = every
+    def _move(self, group: dict[str, Any]) -> None:
+        """Move the weights of a group."""
+        if not group["muon"]:
+            super()._move(group)
+            return
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                self._turn(parameter, group["lr"])
 
-    def _turn(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _turn(self, parameter: Tensor, rate: float) -> None:
         """Move one convolution's weight."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"]
         assert parameter.grad is not None
-        buffer.mul_(group["momentum"]).add_(parameter.grad)
-        gradient = parameter.grad.add(buffer, alpha=group["momentum"])
+        buffer.mul_(self.muon_momentum).add_(parameter.grad)
+        gradient = parameter.grad.add(buffer, alpha=self.muon_momentum)
         parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
         update = orthogonalize(gradient.permute(0, 2, 3, 1).flatten(1).to(self.products)).to(gradient.dtype)
         C, I, height, width = parameter.shape  # noqa: E741
         update = update.reshape(C, height, width, I).permute(0, 3, 1, 2)
-        parameter.add_(update, alpha=-group["lr"])
+        parameter.add_(update, alpha=-rate)
 
 
 def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:

@@ -15,7 +15,7 @@ from thumbnet.errors import CheckpointError
 from thumbnet.models import InitializedFromData, build_model
 from thumbnet.runs.checkpoint import Checkpoint, fit_state
 from thumbnet.training.averages import WeightAverage
-from thumbnet.training.optimizers import build_optimizer
+from thumbnet.training.optimizers import GradientDescent, build_optimizer
 
 
 @dataclass(kw_only=True)
@@ -23,7 +23,7 @@ class TrainingState:
     """A training between two steps."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: GradientDescent
     average: WeightAverage | None
     seed: int = 0
     """Of the run, for what the network draws."""
@@ -45,8 +45,7 @@ class TrainingState:
         tensors = {}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{key}.{name}"] = value
+                tensors[f"optimizer.{key}.{name}"] = value
         info: dict[str, Any] = {
             "train_s": self.train_s,
             "smoothed": dict(self.smoothed),

@@ -57,7 +57,7 @@ def train_step(
         DivergedError: on a processor, loss, gradient or a running statistic is not finite; the state is as before.
     """
     team = team or Team(ALONE, state.model, batch_size=len(batch.labels), seconds=lambda: 0.0)
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad()
     first_logits: list[Tensor] = []
     check.remember()
     for part in team.parts(len(batch.labels)):
