@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from thumbnet.distributed.replicas import Replicas
+from thumbnet.models.modes import evaluation_mode
 from thumbnet.monitor.health import batch_statistics
 
 _STOP = "stop"
@@ -75,12 +76,12 @@ class Team:
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of this replica's images; the backward that follows averages the gradients."""
-        model = self._model if self.replicas.count == 1 else self._synchronized()
+        model = self._model if self.replicas.count == 1 else self._synchronized(images)
         logits: Tensor = model(images)
         return logits
 
-    def _synchronized(self) -> DistributedDataParallel:
-        """Return the network with hooks on the gradients of the layers that learn at present."""
+    def _synchronized(self, images: Tensor) -> DistributedDataParallel:
+        """Return the network with hooks on the gradients of the layers that learn at present; takes any images."""
         learning = [parameter.requires_grad for parameter in self._model.parameters()]
         if self._parallel is None or learning != self._learning:
             self._parallel, self._learning = None, learning
@@ -89,7 +90,21 @@ class Team:
             self._parallel = DistributedDataParallel(
                 self._model, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
+            if self.replicas.count > 2:
+                self._settle_buckets(images)
         return self._parallel
+
+    def _settle_buckets(self, images: Tensor) -> None:
+        """Go forward and back once, without effect: from the second time on DDP's buckets stay as they are.
+
+        The sum of three gradients depends on where in a bucket they lie. A resume would otherwise round its first step
+        otherwise than a training that was not interrupted.
+        """
+        assert self._parallel is not None
+        with evaluation_mode(self._model):  # which draws nothing and leaves statistics alone
+            (self._parallel(images).sum() * 0).backward()
+        for parameter in self._model.parameters():
+            parameter.grad = None
 
     def begin(self, loss: Tensor, hits: Tensor) -> None:
         """Start adding up the figures of a step, between its forward and its backward.
