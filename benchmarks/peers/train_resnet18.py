@@ -65,21 +65,36 @@ def main() -> None:
 
 def conditions(precision: str) -> dict[str, Any]:
     """Return what all runs of a results file have in common."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {"benchmark": "resnet18", "precision": precision, "threads": torch.get_num_threads(), "versions": versions}
+    return {
+        "benchmark": "resnet18",
+        "precision": precision,
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def cpu_name() -> str:
+    """Return what the system calls the processor, "" if it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def earlier_runs(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the runs of a results file, none if there is no such file yet.
 
     Raises:
-        SystemExit: they were trained with other versions, in other arithmetic, or on another number of threads.
+        SystemExit: they were trained with other versions, in other arithmetic, or on another processor or number of
+            threads.
     """
     if not path.exists():
         return []
     result = json.loads(path.read_text(encoding="utf-8"))
-    if {key: result[key] for key in facts} != facts:
-        raise SystemExit(f"{path} is of other versions, arithmetic or number of threads: give another --out")
+    if {key: result.get(key) for key in facts} != facts:
+        raise SystemExit(f"{path} is of other versions, arithmetic, processor or number of threads: give another --out")
     runs: list[dict[str, Any]] = result["runs"]
     return runs
 

@@ -211,6 +211,17 @@ def test_what_was_trained_without_newer_instructions(
     assert readme.without_bf16()[-1] == (
         "* Classic training, batch 128, 3 rounds in turn (medians): 2,000 images/s; Keras 1,000, 2.0 times less."
     )
+    trained = {"epochs": 3, "accuracy": 0.871, "view_accuracy": 0.8765, "train_seconds": 3600.0}
+    resnet18 = {"precision": "fp32", "cpu": "Old One", "runs": [trained]}
+    (tmp_path / "avx2" / "resnet18.json").write_text(json.dumps(resnet18))
+    assert readme.without_bf16()[-1] == (
+        "* The usual ResNet-18 in plain PyTorch. Trained here in fp32, each length from the start (n = 1): 87.10 %, "
+        "with the mirror image 87.65 %, after 3 epochs in 60.0 min."
+    )
+    (tmp_path / "avx2" / "resnet18.json").write_text(json.dumps(resnet18 | {"cpu": "Another"}))
+    with pytest.raises(ValueError, match=r"resnet18\.json is of Another: measure it again"):
+        readme.without_bf16()
+    (tmp_path / "avx2" / "resnet18.json").write_text(json.dumps(resnet18))
     machine["machine"]["features"] = ["amx_bf16", "avx2"]
     (tmp_path / "avx2" / "preset-slow.json").write_text(json.dumps(preset_result("slow") | machine))
     with pytest.raises(ValueError, match=r"preset-slow\.json is of Old One with amx_bf16, avx2: measure it again"):

@@ -87,9 +87,11 @@ def test_keeps_the_lengths_that_are_there_unless_they_are_trained_again(
     assert again[1] == long
     assert again[0]["epochs"] == 1
     assert again[0]["train_seconds"] != short["train_seconds"]
-    refusal = r"resnet18\.json is of other versions, arithmetic or number of threads"
+    refusal = r"resnet18\.json is of other versions, arithmetic, processor or number of threads"
     with pytest.raises(SystemExit, match=refusal):
         train("1", precision="fp32")
-    monkeypatch.setattr(resnet.platform, "python_version", lambda: "3.99")
-    with pytest.raises(SystemExit, match=refusal):
-        train("1")
+    for owner, name in ((resnet.platform, "python_version"), (resnet, "cpu_name")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda: "another")
+            with pytest.raises(SystemExit, match=refusal):
+                train("1")
