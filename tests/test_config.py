@@ -75,6 +75,8 @@ def test_epochs_replace_steps_and_the_other_way_round() -> None:
         ("optimizer.weight_decay", 0.1, "expected"),
         ("optimizer.nesterov", True, "needs optimizer.momentum"),
         ("model.options.widths", date(2024, 1, 1), "model.options.widths is 2024-01-01, expected text, a number"),
+        ("model.options.head_std", None, "model.options.head_std is None, expected text, a number"),
+        ("model.options.widths", [64, None], "expected text, a number"),
         ("input.batch_size", 0, "at least 1"),
         ("input.batch_size", -4, "at least 1"),
         ("input.batch_size", 12.5, "expected int"),

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, overload
 
 from thumbnet import engine
 from thumbnet.config import (
@@ -22,6 +22,7 @@ from thumbnet.config import (
 )
 from thumbnet.data import lasting_name, load_splits
 from thumbnet.data.dataset import Splits
+from thumbnet.data.progress import silent
 from thumbnet.errors import UsageError, did_you_mean
 from thumbnet.evaluation.classifier import Classifier
 from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load_for
@@ -29,6 +30,7 @@ from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.predict import Predictor
 from thumbnet.exporting.read import OnnxClassifier
 from thumbnet.exporting.write import MODEL_FILE, export_onnx
+from thumbnet.files import expand_home
 from thumbnet.monitor.console import say
 from thumbnet.runs.find import Which, choose_checkpoint
 from thumbnet.runs.run import Run
@@ -58,7 +60,7 @@ def load_dataset(
             validation split that the pictures bring.
         image_size: side in pixels that pictures of a folder or CSV file are resized to.
         skip_bad: go on without pictures that cannot be read.
-        data_dir: where data sets are kept; None for the user's cache folder.
+        data_dir: where data sets are kept; None for `THUMBNET_DATA_DIR`, or else the user's cache folder.
         offline: never touch the network.
         quiet: print nothing.
 
@@ -117,7 +119,7 @@ def train(
         name: of the run's folder; preset and time if None.
         test: look at the test set at the end; a run that was once trained without remembers that when it is resumed.
         threads: processor threads; None for every core.
-        data_dir: where data sets are kept; None for the user's cache folder.
+        data_dir: where data sets are kept; None for where a run had them, then as for `load_dataset`.
         offline: never touch the network.
         quiet: print nothing.
 
@@ -155,10 +157,10 @@ def train(
         if recipe is not None or name is not None:
             raise UsageError("recipe, name and resume: a resumed run keeps its own; start a new one without resume")
         run = _run_of(resume) if resume is not True else None
-        return train_on(run_to_resume(Path(out), run, options.note), changes, options)
+        return train_on(run_to_resume(_path(out), run, options.note), changes, options)
     chosen = _recipe_of(recipe, changes)
     ready = data if isinstance(data, Splits) and data.config == chosen.data else None
-    return train_new(chosen, options, out=Path(out), name=name, given=changes.keys(), splits=ready)
+    return train_new(chosen, options, out=_path(out), name=name, given=changes.keys(), splits=ready)
 
 
 def evaluate(
@@ -168,6 +170,7 @@ def evaluate(
     checkpoint: Which = "latest",
     weights: Weights | None = None,
     data: PathLike | None = None,
+    skip_bad: bool = False,
     limit: int | None = None,
     batch_size: int | None = None,
     precision: PrecisionName | None = None,
@@ -185,12 +188,13 @@ def evaluate(
         checkpoint: the newest, the best by validation, or that of a step.
         weights: average or raw; None for the averaged ones where the run has them.
         data: where the pictures are now, or others of the same classes.
+        skip_bad: go on without pictures that cannot be read.
         limit: only the first images of the split.
         batch_size: images of one pass; None for as many as suit their size.
         precision: arithmetic; None for that of the run.
         out: folder of the runs.
         threads: processor threads; None for every core.
-        data_dir: where data sets are kept; None for the user's cache folder.
+        data_dir: where data sets are kept; None for where a run had them, then as for `load_dataset`.
         offline: never touch the network.
         quiet: print nothing.
 
@@ -212,6 +216,7 @@ def evaluate(
         found,
         split,
         data=None if data is None else os.fspath(data),
+        skip_bad=skip_bad,
         data_dir=_path(data_dir),
         offline=offline,
         note=tell,
@@ -224,6 +229,7 @@ def evaluate(
         precision=engine.resolve_precision(precision or found.recipe.train.precision),
         limit=limit,
         batch_size=batch_size,
+        views=False,
     )
     evaluation = evaluator.evaluate_latest(tell) if checkpoint == "latest" else evaluator.evaluate(checkpoint)
     return evaluation.preferred
@@ -278,7 +284,7 @@ def export(
 
     Args:
         run: None for the newest in `out`.
-        to: the file, replaced if it is there; None for `model.onnx` in the run's folder.
+        to: the file, replaced if it is there, or a folder for it; None for `model.onnx` in the run's folder.
         checkpoint: the newest, the best by validation, or that of a step.
         weights: average or raw; None for the averaged ones where the run has them.
         out: folder of the runs.
@@ -293,7 +299,7 @@ def export(
     engine.prepare(threads)
     found, checkpoint = _find(run, out, checkpoint)
     predictor = Predictor(found, checkpoint=checkpoint, weights=weights, note=say)
-    return export_onnx(predictor, Path(to) if to is not None else found.path / MODEL_FILE, threads).path
+    return export_onnx(predictor, found.path / MODEL_FILE if to is None else _path(to), threads).path
 
 
 def _recipe_of(recipe: PathLike | Recipe | None, changes: Mapping[str, object]) -> Recipe:
@@ -305,7 +311,7 @@ def _recipe_of(recipe: PathLike | Recipe | None, changes: Mapping[str, object]) 
         return load_preset(preset_for(None if model is None else str(model)), changes)
     if isinstance(recipe, str) and not recipe.endswith(".toml"):
         return load_preset(recipe, changes)
-    return load_recipe(Path(recipe), changes)
+    return load_recipe(_path(recipe), changes)
 
 
 def _data_changes(data: PathLike | Splits) -> dict[str, object]:
@@ -335,12 +341,12 @@ def _run_of(run: RunLike) -> str:
     """Return a run's name or path."""
     if isinstance(run, TrainResult):
         return str(run.run)
-    return str(run.path) if isinstance(run, Run) else os.fspath(run)
+    return str(run.path if isinstance(run, Run) else _path(run))
 
 
 def _find(run: RunLike | None, out: PathLike, checkpoint: Which) -> tuple[Run, Which]:
     """Return a run, and the checkpoint: that asked for, or that which the path names."""
-    return choose_checkpoint(Path(out), None if run is None else _run_of(run), checkpoint)
+    return choose_checkpoint(_path(out), None if run is None else _run_of(run), checkpoint)
 
 
 def _insist(what: str, value: str | None, names: Any) -> None:
@@ -350,9 +356,13 @@ def _insist(what: str, value: str | None, names: Any) -> None:
         raise UsageError(f"{what} is {value!r}{did_you_mean(str(value), known)}")
 
 
+@overload
+def _path(path: PathLike) -> Path: ...
+@overload
+def _path(path: None) -> None: ...
 def _path(path: PathLike | None) -> Path | None:
-    return None if path is None else Path(path)
+    return None if path is None else expand_home(Path(path))
 
 
 def _teller(quiet: bool) -> Callable[[str], None]:
-    return (lambda _: None) if quiet else say
+    return silent if quiet else say

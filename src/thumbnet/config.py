@@ -7,7 +7,6 @@ whole, and written whole into the run, so that a run can be started again from i
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tomllib
 import typing
@@ -113,7 +112,7 @@ class OptimizerConfig:
     muon_momentum: float = 0.6
     """Momentum of the convolutions in `muon`, in Nesterov's form (0.6 in airbench)."""
     nesterov: bool = False
-    """Nesterov's form of momentum."""
+    """Nesterov's form of momentum; `muon` takes it in any case."""
     weight_decay: dict[str, float] = field(default_factory=dict)
     """Layer name -> coefficient c of c/2 * ||w||^2 in the loss, on that layer's weight; `default` for the others'
     weights, `biases` for all one-dimensional ones. The convolutions of `muon`, which keep their norm, take none."""
@@ -166,7 +165,7 @@ class TrainConfig:
     epochs: float = 0.0
     """Epochs to train, rounded up to whole steps; 0 takes `steps`, or the time limit."""
     time_limit_s: float = 0.0
-    """Seconds after which training ends, its schedule having run out by then; 0 for no limit."""
+    """Seconds after which training ends; 0 for no limit. A `piecewise` schedule has run out by then."""
     label_smoothing: float = 0.0
     """Share of each target that is spread evenly over all classes in the loss, 0 to below 1."""
     grain: int = 0
@@ -397,13 +396,11 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         if len(kinds) == len(value):
             return tuple(_convert(kind, entry, where, key) for kind, entry in zip(kinds, value, strict=True))
     if hint is Any:
-        try:
-            json.dumps(value)  # what a run keeps of it
-        except TypeError:
+        if not _is_plain(value):
             raise UsageError(
                 f"{where}: {key} is {value}, expected text, a number, true or false, or a list of these: "
                 "put a date into quotes"
-            ) from None
+            )
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -411,3 +408,12 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return value
     expected = "keys of its own" if dataclasses.is_dataclass(hint) else getattr(hint, "__name__", hint)
     raise UsageError(f"{where}: {key} is {value!r}, expected {expected}")
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value can be kept in a recipe whatever its key is: None and dates, for two, cannot."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(entry) for key, entry in value.items())
+    return isinstance(value, str | int | float)

@@ -5,7 +5,7 @@ import pytest
 
 from thumbnet.cli import bench
 from thumbnet.cli.flags import Parser
-from thumbnet.errors import UsageError
+from thumbnet.errors import ThumbnetError, UsageError
 from thumbnet.training import measure
 
 
@@ -44,8 +44,15 @@ def test_a_file_that_cannot_be_written_is_refused_before_measuring(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(measure, "measure_input", lambda *_: pytest.fail("measured"))
-    with pytest.raises(UsageError, match=r"--out .*file/result\.json: cannot write this file"):
-        run("input", "--data", "shapes", "--out", str(tmp_path / "file" / "result.json"))
+    for out in (tmp_path / "file" / "result.json", tmp_path):
+        with pytest.raises(UsageError, match=rf"--out {out}: cannot write this file"):
+            run("input", "--data", "shapes", "--out", str(out))
+
+
+def test_a_disk_that_fills_up_meanwhile_costs_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ThumbnetError, match="cannot write"):
+        run("input", "--data", "shapes", "--seconds", "0.1", "--json", "--out", "/dev/full")
+    assert json.loads(capsys.readouterr().out)["benchmark"] == "input"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What `thumbnet eval` evaluates, prints and writes, once or as a watch."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,6 +13,8 @@ import pytest
 
 from thumbnet.cli.main import build_parser
 from thumbnet.data.dataset import ImageDataset, Splits
+from thumbnet.errors import UsageError
+from thumbnet.evaluation.evaluate import evaluate_views
 from thumbnet.runs.facts import write_facts
 
 
@@ -87,13 +90,59 @@ def test_one_kind_of_weights(make_run, evaluate, weights):
     assert result[other] is None
 
 
+def asked_for(data):
+    """Return names and validation counts of the data that was loaded since the last time."""
+    found = [(config.name, config.validation) for config in data]
+    data.clear()
+    return found
+
+
 def test_other_data_of_the_same_classes(make_run, evaluate, data):
     run = make_run(10, **{"data.validation": 40.0})
-    assert evaluate("--data", "moved", "--no-plots")[0] == 0
-    # What was kept for validation counts where it is asked for.
-    assert evaluate("--data", "moved", "--no-plots", "--split", "val")[0] == 0
-    assert [(config.name, config.validation) for config in data] == [("moved", 0), ("moved", 40)]
+    assert evaluate("--data", "others", "--no-plots")[0] == 0
+    # Of others all are looked at, unless what was kept for validation is asked for.
+    assert asked_for(data) == [("others", 40), ("others", 0)]
+    assert evaluate("--data", "others", "--no-plots", "--split", "val")[0] == 0
+    assert asked_for(data) == [("others", 40)]
     assert run.recipe.data.name == "shapes"
+
+
+def test_pictures_that_were_moved_are_split_as_in_the_run_and_are_its_own(make_run, evaluate, data, shapes):
+    run = make_run(10, **{"data.validation": 40.0})
+    write_facts(run.path, shapes)
+    code, stdout, stderr = evaluate("--data", "moved", "--no-plots")
+    assert code == 0
+    assert asked_for(data) == [("moved", 40)]
+    assert stdout.startswith("trial, step 10: 60 test images, fp32\n")
+    assert "step-00000010-test.json" in stderr
+
+
+def test_other_data_too_small_for_the_validation_of_the_run(make_run, evaluate, data, monkeypatch, shapes):
+    make_run(10, **{"data.validation": 40.0})
+
+    def load(config, **_):
+        if config.validation:
+            raise UsageError("too few")
+        return dataclasses.replace(shapes, validation=None)
+
+    monkeypatch.setattr("thumbnet.evaluation.evaluator.load_splits", load)
+    assert result_of(evaluate, "--data", "few")["examples"] == 60
+
+
+def test_every_checkpoint_is_looked_at_once_from_a_single_view(make_run, evaluate, monkeypatch):
+    run = make_run(10, 20, **{"evaluation.views": "mirror"})
+    asked = []
+
+    def spy(*arguments, **keywords):
+        asked.append(arguments[3].views)
+        return evaluate_views(*arguments, **keywords)
+
+    monkeypatch.setattr("thumbnet.evaluation.evaluator.evaluate_views", spy)
+    assert evaluate("--checkpoint", "all", "--weights", "raw", "--no-plots")[0] == 0
+    assert evaluate("--weights", "raw", "--no-plots")[0] == 0
+    assert asked == ["one", "one", "mirror"]
+    # Figures of one kind of weights leave those of both alone.
+    assert (run.path / "evaluation" / "checkpoints-test-raw.json").exists()
 
 
 def test_figures_of_other_data_are_not_taken_for_the_runs_own(make_run, evaluate, shapes):

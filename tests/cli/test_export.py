@@ -48,11 +48,9 @@ def test_a_file_tells_what_it_is(one_run: Path, capsys: pytest.CaptureFixture[st
 def test_a_checkpoint_weights_and_place_of_ones_choice(
     one_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "first.onnx"
-    assert (
-        main(["export", str(one_run / "one"), "--checkpoint", "0", "--weights", "raw", "--to", str(path), "--json"])
-        == 0
-    )
+    path = tmp_path / "model.onnx"  # in the folder that is named
+    words = ["export", str(one_run / "one"), "--checkpoint", "0", "--weights", "raw", "--to", str(tmp_path), "--json"]
+    assert main(words) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["path"], told["step"], told["precision"]) == (str(path), 0, "fp32")
     assert told["size_bytes"] == path.stat().st_size

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from thumbnet import __version__
 from thumbnet.cli.main import COMMANDS, build_parser, main
@@ -29,9 +30,23 @@ def test_the_package_runs_as_the_command() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("thumbnet ")
 
 
-def test_a_closed_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    assert main(["info"]) == 0
+def test_closed_streams_are_no_error(tmp_path: Path) -> None:
+    """As `thumbnet <&- >&- 2>&-`; a file that is opened later must not be taken for one of them."""
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (32, 32)).save(picture)
+    train = "train --data shapes --preset svhn --batch-size 20 --steps 1 --threads 1 --no-test --out r --name one"
+    for words in ("info", train, f"predict {picture} --out r", "data verify"):
+        words = f"'{sys.executable}' -m thumbnet {words} <&- >&- 2>&-"
+        done = subprocess.run(words, shell=True, cwd=tmp_path, check=False, env={**os.environ, "HOME": str(tmp_path)})
+        assert done.returncode == (3 if "verify" in words else 0), words
+    assert (tmp_path / "r" / "one" / "result.json").exists()
+
+
+def test_a_full_disk_behind_stdout_is_told() -> None:
+    done = subprocess.run(
+        f"'{sys.executable}' -m thumbnet info > /dev/full", shell=True, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "thumbnet: error: cannot write: No space left on device\n")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,6 +198,17 @@ def test_a_training_goes_on_with_the_same_pictures_and_no_others(copy: Path, cap
     assert error.splitlines()[-1] == "put the pictures back as they were, or train a new run on them as they are"
 
 
+def test_an_evaluation_goes_on_without_bad_pictures_where_asked(copy: Path, capsys: pytest.CaptureFixture[str]):
+    run = copy / "runs" / "colours"
+    recipe = (run / "recipe.toml").read_text()
+    assert "skip_bad = true" in recipe
+    (run / "recipe.toml").write_text(recipe.replace("skip_bad = true", "skip_bad = false"))
+    assert again(copy, "eval", str(run), "--no-plots") == 3
+    assert capsys.readouterr().err.splitlines()[-1].endswith("or go on without them: --skip-bad")
+    assert again(copy, "eval", str(run), "--no-plots", "--skip-bad") == 0
+    assert "going on without them; the list: " in capsys.readouterr().err
+
+
 def test_bad_pictures_stop_a_training_before_a_run_is_left(copy: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["train", "--data", str(copy / "colours"), *QUICK, "--steps", "1", "--out", str(copy / "new")]
     assert again(copy, *arguments) == 3

@@ -4,11 +4,19 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from thumbnet.cli.flags import setting
 from thumbnet.cli.main import main
+from thumbnet.data.dataset import Splits
+from thumbnet.errors import DataError
+from thumbnet.training import whole
 
 SMALL = ["--data", "shapes", "--preset", "classic", "--batch-size", "50", "--precision", "fp32", "--threads", "1"]
 UNTESTED = [*SMALL, "--no-test"]
@@ -94,8 +102,21 @@ def test_the_tutorials_step_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "loss = 4.6" in lines[0]
 
 
+def test_a_training_brings_in_no_compiler(tmp_path: Path) -> None:
+    """What torch.compile needs takes a third of the time of all imports, and nothing is compiled by it."""
+    words = ["train", "--data", "shapes", "--steps", "2", "--batch-size", "8", "--threads", "1", "--no-test"]
+    program = (
+        "import sys\nfrom thumbnet.cli.main import main\n"
+        f"assert main({[*words, '--out', str(tmp_path)]!r}) == 0\n"
+        "assert not {'torch._dynamo', 'torch._inductor', 'sympy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_names_of_2015(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("thumbnet.engine.usable_cores", lambda *_: 1)
+    monkeypatch.setattr("thumbnet.data.shapes.TEST_COUNT", 20)  # bf16 takes its time where it is emulated
     arguments = ["train", "--data", "shapes", "--preset", "classic", "--train_dir", str(tmp_path), "--max_steps", "2"]
     assert main([*arguments, "--batch_size", "32", "--num_gpus", "4", "--use_fp16", "--log_device_placement"]) == 0
     output = capsys.readouterr().err
@@ -111,12 +132,55 @@ def test_more_images_in_a_batch_than_there_are(tmp_path: Path, capsys: pytest.Ca
     assert not list(tmp_path.iterdir())
 
 
+def test_true_and_false_may_be_written_as_in_python() -> None:
+    words = {"true": True, "True": True, "False": False, "0.5": 0.5, "none": "none", "'False'": "False"}
+    for word, value in words.items():
+        assert setting(f"model.options.residual={word}") == ("model.options.residual", value)
+
+
+def test_a_home_folder_that_the_shell_has_left_to_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["train", *UNTESTED, "--steps", "1", "--out=~/runs", "--name", "one"]) == 0
+    assert (tmp_path / "runs" / "one" / "result.json").exists()
+
+
+def test_the_log_has_what_was_told_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = whole.load_splits
+
+    def telling(*arguments: Any, note: Callable[[str], None], **keywords: Any) -> Splits:
+        note("three pictures twice")
+        return load(*arguments, note=note, **keywords)
+
+    monkeypatch.setattr(whole, "load_splits", telling)
+    assert main(["train", *UNTESTED, "--steps", "1", "--out", str(tmp_path), "--name", "one"]) == 0
+    first, second, *_ = (tmp_path / "one" / "log.txt").read_text().splitlines()
+    assert first == "three pictures twice"
+    assert second.startswith("run ")
+
+
+def test_while_its_data_is_fetched_a_run_is_seen_to_be_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def looked_at(*_: Any, **__: Any) -> Splits:
+        assert main(["info", "one", "--out", str(tmp_path)]) == 1
+        assert "its pictures are still being read" in capsys.readouterr().err
+        raise DataError("no more of them")
+
+    monkeypatch.setattr(whole, "load_splits", looked_at)
+    (tmp_path / "flowers").mkdir()
+    assert main(["train", *UNTESTED, "--data", str(tmp_path / "flowers"), "--out", str(tmp_path), "--name", "one"]) == 3
+    assert "no more of them" in capsys.readouterr().err
+    assert not (tmp_path / "one").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--model", "clasic"], "did you mean 'classic'"),
         (["--set", "model.options.widths=3"], "model.options.widths: no such option of 'classic' - known: initial_std"),
         (["--preset", "fast", "--set", "model.options.widths=3"], "takes three whole numbers above 0"),
+        (["--preset", "best", "--set", "model.options.residual=no"], "residual is 'no': it must be true or false"),
+        (["--set", "model.options.initial_std=0"], "initial_std is 0: it must be a number above 0"),
         (["--set", "optimizer.weight_decay.conv9=0.1"], "optimizer.weight_decay.conv9: no such layer"),
         (["--epochs", "2"], "--steps and --epochs: give one of the two"),
     ],

@@ -87,6 +87,14 @@ def test_a_transparent_colour_of_a_palette_is_white():
     assert np.array_equal(image, np.array([[200, 0, 0], [255, 255, 255]], np.uint8)[indices])
 
 
+@pytest.mark.parametrize("transparent", [0, 1])
+def test_a_transparent_bit_is_white(transparent: int):
+    bits = GREY > 127
+    image = decode_picture(saved(Image.fromarray(bits), "PNG", transparency=transparent), SIDE)
+    expected = np.full_like(bits, True) if transparent == 0 else bits  # white was white before
+    assert np.array_equal(image, np.repeat(255 * expected[..., None].astype(np.uint8), 3, axis=2))
+
+
 def test_one_transparent_colour_is_white():
     rgb = np.where(GREY[..., None] > 127, np.uint8(10), np.uint8(90)) * np.ones(3, np.uint8)
     image = decode_picture(saved(rgb, "PNG", transparency=(10, 10, 10)), SIDE)

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from thumbnet.data import progress
-from thumbnet.data.progress import transfer
+from thumbnet.data.progress import silent, transfer
 
 
 class Clock:
@@ -36,6 +36,11 @@ def test_in_a_terminal_there_is_a_bar_that_goes_away(monkeypatch: pytest.MonkeyP
         def isatty(self) -> bool:
             return True
 
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Terminal())
+        with transfer("file", 10, silent) as advance:
+            advance(10)
+        assert sys.stderr.getvalue() == ""
     screen, notes = Terminal(), []
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")

@@ -86,6 +86,14 @@ def test_a_table_in_another_encoding_is_refused(tmp_path: Path):
         list_pictures(table(tmp_path, "path,label\n1,b\u00e4r\n2,cat\n", encoding="latin-1"))
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_that_is_not_utf8_is_counted_from_the_beginning(mark: bytes, tmp_path: Path):
+    path = tmp_path / "table.csv"
+    path.write_bytes(mark + b"path,label\n" + b"1,cat\n" * 10_000 + b"2,b\xe4r\n")
+    with pytest.raises(DataError, match=f"byte {len(mark) + 11 + 60_000 + 3:,} is not UTF-8"):
+        list_pictures(path)
+
+
 def test_a_table_that_cannot_be_opened(tmp_path: Path):
     with pytest.raises(DataError, match="No such file"):
         list_pictures(tmp_path / "nothing.csv")

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,18 @@ def test_a_job_keeps_its_name_over_restarts() -> None:
     nameless = job_of({"TORCHELASTIC_RUN_ID": "none"})
     assert nameless is not None
     assert "process" in nameless
+    assert nameless == job_of({"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1"})
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="when a process began is read from /proc")
+def test_another_launcher_with_the_same_number_is_another_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = iter(["101", "101", "202"])
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"1 (a) b) S {' 0' * 18} {next(begun)} 0 0")
+    first, again, later = (job_of({"TORCHELASTIC_RUN_ID": "none"}) for _ in range(3))
+    assert first == again
+    assert first is not None
+    assert first.endswith("begun at 101")
+    assert later != first
 
 
 def test_what_torchs_launcher_starts_knows_it() -> None:

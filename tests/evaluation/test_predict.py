@@ -121,6 +121,13 @@ def test_one_checkpoint_by_its_step(run: Run):
         Predictor(run, checkpoint=15)
 
 
+def test_a_run_of_a_gpu_in_fp16_can_be_asked_on_a_processor(make_run: Callable[..., Run]):
+    predictor = Predictor(make_run(**{"train.precision": "fp16"}))
+    assert predictor.precision.name == "fp32"
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        Predictor(predictor.run, precision="fp16")
+
+
 def test_raw_weights_where_there_is_no_average(plain: Run, splits: Splits):
     predictor = Predictor(plain)
     assert (predictor.step, predictor.weights) == (20, "raw")
@@ -351,6 +358,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["a/notes.txt", "-"], ["a/notes.txt", "-"]),
         (["a/*"], ["a/1.jpg", "a/b/2.PNG", "a/notes.txt"]),
         (["**/*.jpg"], ["[odd].jpg", "a/1.jpg"]),
+        (["a/**"], ["a/1.jpg", "a/b/2.PNG", "a/notes.txt"]),
         (["[odd].jpg"], ["[odd].jpg"]),
         (["c", "a/1.jpg"], ["c/3.webp", "a/1.jpg"]),
         (["nothing.jpg", "*.gif"], ["nothing.jpg", "*.gif"]),

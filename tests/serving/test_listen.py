@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from thumbnet.errors import UsageError
-from thumbnet.serving.listen import is_open_to_all, open_socket, url_of
+from thumbnet.serving.listen import is_local, is_open_to_all, open_socket, url_of
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -64,11 +64,11 @@ def test_who_asks_and_never_takes_the_answers_is_not_waited_for(serve: Serve, re
 
 
 def test_a_connection_is_kept_between_requests(serve: Serve, red: bytes) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", serve(head_seconds=0.5).port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", serve(head_seconds=1.0).port, timeout=30)
     with contextlib.closing(connection):
         connection.connect()
         opened = connection.sock
-        for _ in range(4):
+        for _ in range(5):
             connection.request("POST", "/predict", red)
             assert connection.getresponse().read().startswith(b'{"class":"red"')
             assert connection.sock is opened
@@ -129,6 +129,7 @@ def test_the_address_told_is_one_to_open(host: str, shown: str) -> None:
         pytest.skip("no IPv6 here")
     with open_socket(host, 0) as listening:
         assert is_open_to_all(listening) == (host == "0.0.0.0")
+        assert is_local(listening) == (host != "0.0.0.0")
         assert url_of(listening) == f"http://{shown}:{listening.getsockname()[1]}"
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from thumbnet.cli import bench_devices, bench_machine
-from thumbnet.cli.flags import add_data_flags, add_engine_flags, duration, make_writable, note, whole_number
+from thumbnet.cli.flags import (
+    add_data_flags,
+    add_engine_flags,
+    duration,
+    make_writable,
+    note,
+    tell_result,
+    whole_number,
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -76,9 +83,7 @@ def _run_input(args: argparse.Namespace) -> int:
         **measured,
         "machine": {key: machine[key] for key in ("cpu", "cores", "python", "torch")},
     }
-    if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result) if args.json else "\n".join(_input_lines(result)))
+    tell_result(result, _input_lines(result), as_json=args.json, out=args.out)
     return 0
 
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.flags import add_data_flags, make_writable, note, whole_number
+from thumbnet.cli.flags import add_data_flags, make_writable, note, tell_result, whole_number
 from thumbnet.errors import ThumbnetError, UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def add_part(parts: Any) -> None:
     )
     part.add_argument("--json", action="store_true", help="print one JSON object")
     part.add_argument("--out", type=Path, metavar="FILE", help="also write that object to a file")
-    part.add_argument("--measured", type=Path, help=argparse.SUPPRESS)  # where a replica leaves its figures
+    # Where a replica leaves its figures, and its trace in a round that has one.
+    part.add_argument("--measured", type=Path, help=argparse.SUPPRESS)
+    part.add_argument("--traced", type=Path, help=argparse.SUPPRESS)
     add_data_flags(part)
 
 
@@ -58,9 +60,7 @@ def run_devices(args: argparse.Namespace) -> int:
     if args.out is not None:
         make_writable(args.out)
     result = _compare(args)
-    if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result) if args.json else "\n".join(_lines(result)))
+    tell_result(result, _lines(result), as_json=args.json, out=args.out)
     return 0
 
 
@@ -137,7 +137,7 @@ def _measure_round(args: argparse.Namespace, replicas: int, measured: Path, trac
     """Measure in new processes."""
     from thumbnet.distributed.launch import launch
 
-    words = [*args.words, "--measured", str(measured)] + (["--trace", str(trace)] if trace else [])
+    words = [*args.words, "--measured", str(measured)] + (["--traced", str(trace)] if trace else [])
     measured.unlink(missing_ok=True)
     code = launch(words, count=replicas, max_restarts=0)
     if code > 128:
@@ -162,12 +162,11 @@ def _measure_as_replica(args: argparse.Namespace, place: Place) -> None:
 
     recipe = load_preset(args.preset, _overrides(args))
     with joined(place, PEER_TIMEOUT_S) as replicas:
-        engine.prepare()
+        engine.prepare(sharers=replicas.sharers)
         precision = engine.resolve_precision(recipe.train.precision)
         dataset = load_splits(recipe.data, data_dir=args.data_dir, offline=args.offline).train
-        trace = args.trace if place.count > 1 else None
         figures: dict[str, Any] = {
-            **measure_steps(recipe, dataset, replicas, precision=precision, steps=args.steps, trace=trace)
+            **measure_steps(recipe, dataset, replicas, precision=precision, steps=args.steps, trace=args.traced)
         }
     figures |= {"threads": torch.get_num_threads(), "precision": precision.name}
     if not place.rank:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thumbnet.cli.flags import add_engine_flags, duration, make_writable, note
+from thumbnet.cli.flags import add_engine_flags, duration, make_writable, note, tell_result
 from thumbnet.errors import UsageError
 
 INSTRUCTION_SETS = {
@@ -55,11 +55,12 @@ def run_step(args: argparse.Namespace) -> int:
     """Measure one preset's step; returns the exit code."""
     from thumbnet import engine
     from thumbnet.config import load_preset
+    from thumbnet.data import known_class_names
     from thumbnet.training.measure import step_seconds
 
     engine.prepare(args.threads)
     recipe = load_preset(args.preset)
-    took = step_seconds(recipe, seconds=args.seconds)
+    took = step_seconds(recipe, seconds=args.seconds, classes=len(known_class_names(recipe.data.name) or ()))
     speed = recipe.input.batch_size / statistics.median(took)
     if args.json:
         print(json.dumps({"preset": args.preset, "images_per_second": speed, "step_seconds": took}))
@@ -81,9 +82,7 @@ def run_machine(args: argparse.Namespace) -> int:
     # They tell where things are on this machine, which is nobody else's business.
     for name in ("cache", "kernels_why", "compiler"):
         del result["machine"][name]
-    if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result) if args.json else "\n".join(lines))
+    tell_result(result, lines, as_json=args.json, out=args.out)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -142,7 +143,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from thumbnet.config import DataConfig, load_preset, load_recipe
+    from thumbnet.config import load_preset, load_recipe
     from thumbnet.training.adapt import DEFAULT_PRESET
 
     wanted = {"data.name": args.data, "data.image_size": args.image_size}
@@ -153,13 +154,16 @@ def _show(args: argparse.Namespace) -> int:
     from thumbnet.data import load_splits
     from thumbnet.errors import UsageError
     from thumbnet.input.mosaic import draw_mosaic, sample
+    from thumbnet.runs.run import read_entry
 
     if args.count > 200:
         raise UsageError(f"--count is {args.count}: a mosaic holds at most 200 samples")
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed is {args.seed}: it must be from 0 to 2**63 - 1")
-    data = DataConfig(name=recipe.data.name, image_size=recipe.data.image_size, skip_bad=True)
-    train = load_splits(data, data_dir=args.data_dir, offline=args.offline, note=note).train
+    data = dataclasses.replace(recipe.data, skip_bad=True)
+    kept = read_entry(args.recipe.parent, "data_dir") if args.recipe else None  # where the run of that recipe had it
+    data_dir = args.data_dir or (Path(kept) if kept else None)
+    train = load_splits(data, data_dir=data_dir, offline=args.offline, note=note).train
     chosen = sample(train, args.count, seed=args.seed)
     by = Path(*args.recipe.parts[-2:]) if args.recipe else f"the preset {preset}"  # a run's name and recipe.toml
     changes = "".join(f", {key}={value}" for key, value in args.set)
@@ -199,8 +203,10 @@ def _writable(out: Path) -> Path:
 
     if out.suffix.lower() != ".png":
         raise UsageError(f"{out}: the mosaic is a PNG; give --out a name that ends in .png")
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"{out}: {'is a folder' if out.is_dir() else 'there is no such folder'}; try another --out")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
+    # The methods of a Path raise where a name is too long or a folder above it is closed (before Python 3.14).
+    is_folder = os.path.isdir(out)  # noqa: PTH112
+    if is_folder or not os.path.isdir(out.parent):  # noqa: PTH112
+        raise UsageError(f"{out}: {'is a folder' if is_folder else 'there is no such folder'}; try another --out")
+    if not os.access(out if os.path.exists(out) else out.parent, os.W_OK):  # noqa: PTH110
         raise UsageError(f"{out}: cannot be written; try another --out")
     return out

@@ -46,7 +46,8 @@ def add_parser(subparsers: Any) -> None:
         "eval",
         help="evaluate the checkpoints of a run",
         description="Evaluate a checkpoint of a run on every image of a split: averaged and raw weights side by side.",
-        epilog="With --watch, --json prints one object a line, and plots are drawn only if --plots is given.",
+        epilog="With --watch, --json prints one object a line, and plots are drawn only if --plots is given. With "
+        "--checkpoint all it prints a list of objects, one for each.",
     )
     parser.set_defaults(parser=parser)
     parser.add_argument("run", nargs="?", metavar="RUN", help="name or folder of a run (the newest in --out)")
@@ -58,6 +59,7 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument(
         "--data", metavar="NAME", help="where the pictures are now, or others of the same classes (the run's)"
     )
+    what.add_argument("--skip-bad", action="store_true", help="go on without pictures of a folder that are damaged")
     what.add_argument("--limit", "--num_examples", type=whole_number, metavar="N", help="only the first N images")
     add_data_flags(what)
     how = parser.add_argument_group("how")
@@ -126,7 +128,8 @@ def run(args: argparse.Namespace) -> int:
         this_run.checkpoints.path(which)  # before the data: tells at once of a checkpoint that is not there
     results = args.eval_dir or this_run.path / "evaluation"
     _make_writable(results)
-    evaluator = _evaluator(args, this_run, split)
+    # The figures of all checkpoints side by side are those of a single view.
+    evaluator = _evaluator(args, this_run, split, views=which != "all")
     events_folder = args.eval_dir or this_run.path / "tensorboard" / "eval"
     with contextlib.closing(_open_events(events_folder)) as events:
         if watching:
@@ -186,7 +189,7 @@ def _find_run(args: argparse.Namespace, *, watching: bool) -> tuple[Run, int | N
         time.sleep(min(args.every or EVERY_S, FIND_EVERY_S))
 
 
-def _evaluator(args: argparse.Namespace, this_run: Run, split: Split | None) -> Evaluator:
+def _evaluator(args: argparse.Namespace, this_run: Run, split: Split | None, *, views: bool) -> Evaluator:
     """Load the data and build the network of a run."""
     from thumbnet import engine
     from thumbnet.evaluation.evaluator import Evaluator, choose_weights, load_for
@@ -197,7 +200,15 @@ def _evaluator(args: argparse.Namespace, this_run: Run, split: Split | None) -> 
         note("this run keeps no average of its weights: the raw ones are evaluated alone")
     asked_for = args.precision or (half_precision() if args.use_fp16 else None)
     precision = engine.resolve_precision(asked_for or recipe.train.precision)
-    splits, split = load_for(this_run, split, data=args.data, data_dir=args.data_dir, offline=args.offline, note=note)
+    splits, split = load_for(
+        this_run,
+        split,
+        data=args.data,
+        skip_bad=args.skip_bad,
+        data_dir=args.data_dir,
+        offline=args.offline,
+        note=note,
+    )
     evaluator = Evaluator(
         this_run,
         splits,
@@ -206,6 +217,7 @@ def _evaluator(args: argparse.Namespace, this_run: Run, split: Split | None) -> 
         precision=precision,
         limit=args.limit,
         batch_size=args.batch_size,
+        views=views,
     )
     if args.limit and args.limit > len(evaluator.dataset):
         note(f"--limit {args.limit}: the {split} split has {len(evaluator.dataset):,} images, all are evaluated")
@@ -250,7 +262,7 @@ def _report_all(evaluations: list[Evaluation], args: argparse.Namespace, folder:
         print(json.dumps(rows), flush=True)
     else:
         report.print_checkpoints(evaluations)
-    stem = f"checkpoints-{'-'.join(report.describe_examples(evaluations[0]).split())}"
+    stem = report.stem_of("checkpoints", evaluations[0])
     contents = {f"{stem}.json": (json.dumps(rows, indent=1) + "\n").encode()}
     if args.plots is not False:
         contents[f"{stem}.png"] = checkpoints_png(

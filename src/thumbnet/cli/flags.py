@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from thumbnet.errors import UsageError, close_match, did_you_mean
+from thumbnet.files import expand_home, write_error
 
 WEIGHTS_IN_WORDS = {"average": "averaged weights", "raw": "raw weights"}
 """What `--weights` chooses between, as people are told of it."""
@@ -76,8 +79,13 @@ def add_data_dir_flag(parser: argparse.ArgumentParser) -> None:
 def add_out_flag(parser: argparse.ArgumentParser) -> None:
     """Add the flag that says where runs are kept."""
     parser.add_argument(
-        "--out", "--train_dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (runs/)"
+        "--out", "--train_dir", type=at_home, default=Path("runs"), metavar="DIR", help="folder of the runs (runs/)"
     )
+
+
+def at_home(text: str) -> Path:
+    """Parse a path; of `--out=~/runs` the shell leaves the `~` to the program."""
+    return expand_home(Path(text))
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
@@ -151,23 +159,33 @@ def boolean(text: str) -> bool:
 
 
 def setting(text: str) -> tuple[str, object]:
-    """Parse KEY=VALUE, the value as TOML where it is that, else as plain text."""
+    """Parse KEY=VALUE, the value as TOML, or as Python has it for True and False, else as plain text."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE, such as optimizer.learning_rate=0.05")
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return key, value
+        return key, {"True": True, "False": False}.get(value, value)
 
 
 def make_writable(path: Path) -> None:
     """Make sure that a result can be written before it takes time to measure it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.open("a").close()
     except OSError as error:
         raise UsageError(f"--out {path}: cannot write this file: {error.strerror or error}") from error
+
+
+def tell_result(result: dict[str, Any], lines: Sequence[str], *, as_json: bool, out: Path | None) -> None:
+    """Print a measurement, as lines or as one JSON object, then write that object to a file if one is given."""
+    print(json.dumps(result) if as_json else "\n".join(lines))
+    if out is not None:
+        try:
+            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise write_error(out, error) from error
 
 
 def note(text: str) -> None:

@@ -103,9 +103,16 @@ def _preset(args: argparse.Namespace) -> tuple[Recipe, int]:
 
 def _recipe_of(run: Run) -> tuple[Recipe, int]:
     """Return a run's recipe, and how many classes it was trained to tell apart."""
-    from thumbnet.runs.facts import class_names_of
+    from thumbnet.errors import CheckpointError
+    from thumbnet.runs.facts import class_names_of, read_facts
 
-    return run.recipe, len(class_names_of(run.path, run.recipe.data.name))
+    try:
+        names = class_names_of(run.path, run.recipe.data.name)
+    except CheckpointError as error:
+        if run.is_training() and read_facts(run.path) is None:
+            raise CheckpointError(f"{run.path}: its pictures are still being read: ask again once it trains") from error
+        raise
+    return run.recipe, len(names)
 
 
 def _run_as_dict(run: Run) -> dict[str, Any]:

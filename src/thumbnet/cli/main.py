@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thumbnet import __version__
 from thumbnet.cli.flags import Parser
 from thumbnet.errors import ThumbnetError, UsageError, did_you_mean
+from thumbnet.files import is_disk_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 usage, 3 data, 4 a replica was lost, 130 Ctrl-C, 143 SIGTERM.
     """
+    _open_closed_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
@@ -54,8 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parsed.parser.reject_unknown(unknown)
             parsed.words = arguments
             code: int = importlib.import_module(f"thumbnet.cli.{parsed.command}").run(parsed)
-            if sys.stdout is not None:  # closed by whoever started this
-                sys.stdout.flush()
+            sys.stdout.flush()
     except ThumbnetError as error:
         if debug:
             traceback.print_exc()
@@ -70,7 +73,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`thumbnet info | head`): nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes at its end
         return 1
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"thumbnet: error: cannot write: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return code
+
+
+def _open_closed_streams() -> None:
+    """Put streams that lead nowhere in place of those closed from the start (`2>&-`); print names that are no text."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - to the end
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -126,8 +126,8 @@ def _print_csv(good: Iterator[Prediction], top: int) -> None:
     numbers = ["", *(f"_{place}" for place in range(2, top + 1))]
     table.writerow(["file", *(f"{name}{number}" for number in numbers for name in ("class", "probability"))])
     for prediction in good:
-        answers = [value for name, probability in prediction.top for value in (_encodable(name), f"{probability:.6f}")]
-        table.writerow([_encodable(prediction.file), *answers])
+        answers = [value for name, probability in prediction.top for value in (name, f"{probability:.6f}")]
+        table.writerow([prediction.file, *answers])
 
 
 def _print_lines(good: Iterator[Prediction], width: int) -> None:
@@ -135,8 +135,3 @@ def _print_lines(good: Iterator[Prediction], width: int) -> None:
     for prediction in good:
         answers = "   ".join(f"{printable(name)} {100 * probability:.1f} %" for name, probability in prediction.top)
         print(f"{padded(printable(prediction.file), width)}  {answers}", flush=True)
-
-
-def _encodable(text: str) -> str:
-    """Return a name that can be printed: file names may hold bytes that are no text."""
-    return text.encode(errors="backslashreplace").decode()

@@ -62,14 +62,14 @@ def run(args: argparse.Namespace) -> int:
     for package in (*SERVE, *ONNX):
         import_extra(package, "serve", "servers")
     from thumbnet.serving.limits import Limits
-    from thumbnet.serving.listen import is_open_to_all, make_server, open_socket, serve, url_of
+    from thumbnet.serving.listen import is_local, make_server, open_socket, serve, url_of
 
     with open_socket(args.host, args.port) as listening:  # first: a port that is taken need not wait for an export
         limits = Limits(body_bytes=args.max_mb * 2**20, at_once=args.at_once)
         server = make_server(_classifier(args), listening, limits, access_log=not args.quiet)
         url = url_of(listening)
         print(f"serving at {url}", flush=True)
-        if is_open_to_all(listening):
+        if not is_local(listening):
             note("everybody who can reach this machine is let in, without a password")
         note(f"open it in a browser, or: curl --data-binary @photo.jpg {url}/predict\nCtrl-C ends it")
         answered = serve(server, listening)

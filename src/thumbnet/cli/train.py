@@ -76,7 +76,9 @@ def add_parser(subparsers: Any) -> None:
         names = (flag, old_name) if old_name else (flag,)
         recipe.add_argument(*names, type=kind, dest=key, metavar=METAVARS.get(kind, "N"), help=text)
     recipe.add_argument("--skip-bad", action="store_true", help="go on without pictures of a folder that are damaged")
-    recipe.add_argument("--time", type=duration, metavar="10m", help="train for this long, schedule included")
+    recipe.add_argument(
+        "--time", type=duration, metavar="10m", help="train for this long, to the end of a piecewise schedule"
+    )
     recipe.add_argument("--checkpoint-every", metavar="500|60s", help="steps, or seconds, between checkpoints")
     recipe.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help="any entry")
     run = parser.add_argument_group("run")

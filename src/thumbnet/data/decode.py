@@ -136,9 +136,7 @@ def _resizable(image: Image.Image) -> Image.Image:
         grey = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
         grey.info = image.info
         return grey
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("P", "PA"):
+    if image.mode in ("1", "P", "PA"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
     if "transparency" in image.info:  # one colour of the picture stands for transparent
         return image.convert("RGBA")

@@ -110,7 +110,7 @@ def _good(listing: Listing, decoded: DecodedPictures, *, skip_bad: bool, note: N
             f"{listing.where}: {count}; listed above, and all of them in {decoded.unreadable}\n"
             "mend or delete them, or go on without them: --skip-bad"
         )
-    note(f"{listing.name}: {count}, going on without them (--skip-bad); the list: {decoded.unreadable}")
+    note(f"{listing.name}: {count}, going on without them; the list: {decoded.unreadable}")
     return good
 
 

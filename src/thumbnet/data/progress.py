@@ -11,6 +11,10 @@ LINE_EVERY_S = 10.0
 """Seconds between two lines where there is no terminal."""
 
 
+def silent(_: str) -> None:
+    """Tell nobody anything: a `note` of those who want to see nothing."""
+
+
 @contextmanager
 def transfer(what: str, total_bytes: int, note: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
     """Show the progress of a transfer on stderr.
@@ -18,12 +22,12 @@ def transfer(what: str, total_bytes: int, note: Callable[[str], None]) -> Iterat
     Args:
         what: what is transferred.
         total_bytes: bytes in all.
-        note: gets the lines where stderr is no terminal.
+        note: gets the lines where stderr is no terminal; with `silent` nothing is shown.
 
     Yields:
         A function that takes the bytes transferred since it was last called.
     """
-    if not sys.stderr.isatty():
+    if note is silent or not sys.stderr.isatty():
         yield _lines(what, total_bytes, note)
         return
     from rich.console import Console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,11 +28,10 @@ def list_table(where: Path) -> Listing:
         DataError: it cannot be read, a column is missing, or a row lacks a path or label; names the line.
     """
     try:
-        with where.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=head.count), strict=True)
-            return _read(where, ((reader.line_num, row) for row in reader if row))
+        text = where.read_bytes().decode().removeprefix("\ufeff")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        return _read(where, ((reader.line_num, row) for row in reader if row))
     except OSError as error:
         raise DataError(f"{where}: cannot read this CSV file: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from thumbnet.errors import UsageError
 
@@ -117,6 +118,17 @@ def job_of(environment: Mapping[str, str]) -> str | None:
     if run_id not in ("", "none"):
         return f"torchrun {run_id}"
     if run_id:
-        # torchrun without an id: whatever restarts its replicas is this very process.
-        return f"torchrun on {socket.gethostname()}, process {os.getppid()}"
+        # torchrun without an id: whatever restarts its replicas is this very process. Another one may have its number
+        # later, as the first process of a container that is started again.
+        launcher = os.getppid()
+        return f"torchrun on {socket.gethostname()}, process {launcher}{_begun(launcher)}"
     return None
+
+
+def _begun(process: int) -> str:
+    """Return when a process began, in ticks since the system did; "" where that is not told."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return f" begun at {text.rpartition(')')[2].split()[19]}"  # field 22, behind the name, which may hold anything

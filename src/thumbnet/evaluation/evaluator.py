@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from thumbnet.config import Recipe
+from thumbnet.config import DataConfig, EvaluationConfig, Recipe
 from thumbnet.data import load_splits
 from thumbnet.data.dataset import ImageDataset, Splits
 from thumbnet.engine import Precision, place
@@ -104,6 +106,7 @@ def load_for(
     split: Split | None,
     *,
     data: str | None = None,
+    skip_bad: bool = False,
     data_dir: Path | None = None,
     offline: bool = False,
     note: Callable[[str], None] = lambda _: None,
@@ -114,6 +117,7 @@ def load_for(
         run: the run.
         split: the part that is asked for; None for the test images, or where there are none what comes closest.
         data: another name or path than that of the run: its pictures were moved, or others are to be looked at.
+        skip_bad: go on without damaged pictures, as a run may have done, too.
         data_dir: where data sets are kept; None for where the run had them, or else the user's cache folder.
         offline: never touch the network.
         note: gets lines for the user.
@@ -122,18 +126,29 @@ def load_for(
         UsageError: the data set is unknown.
         DataError: it cannot be had.
     """
-    config = run.recipe.data
-    if data is not None:
-        config = dataclasses.replace(config, name=data)
-        if split in ("test", None):  # what was kept for validation does not matter, and other data may not allow it
-            config = dataclasses.replace(config, validation=0.0)
-    splits = load_splits(config, data_dir=data_dir or run.data_dir, offline=offline, note=note)
+    own = run.recipe.data
+    config = dataclasses.replace(own, name=data or own.name, skip_bad=skip_bad or own.skip_bad)
+    load = functools.partial(load_splits, data_dir=data_dir or run.data_dir, offline=offline)
+    kept = data is not None and config.validation and split in ("test", None)
+    splits = _load_moved(run, load, config, note) if kept else load(config, note=note)
     if split is not None:
         return splits, split
     split = usual_split(splits)
     if split != "test":
         note(f"{splits.train.name} has no test images: evaluating its {split} split")
     return splits, split
+
+
+def _load_moved(run: Run, load: Callable[..., Splits], config: DataConfig, note: Callable[[str], None]) -> Splits:
+    """Return the run's pictures, which were moved, with those kept for validation apart as in the run; all of others.
+
+    What was kept for validation does not matter with others, which may be too few for it.
+    """
+    with contextlib.suppress(UsageError):
+        splits, facts = load(config, note=note), read_facts(run.path)
+        if facts is not None and is_same_data(facts, facts_of(splits)):
+            return splits
+    return load(dataclasses.replace(config, validation=0.0), note=lambda _: None)
 
 
 class Evaluator:
@@ -149,6 +164,7 @@ class Evaluator:
         precision: Precision,
         limit: int | None = None,
         batch_size: int | None = None,
+        views: bool = True,
     ) -> None:
         """Build the run's network.
 
@@ -160,6 +176,7 @@ class Evaluator:
             precision: arithmetic of the network.
             limit: take only the first examples of the split, if it has more.
             batch_size: images of one forward pass; as many as suit their size if None.
+            views: also take the accuracy over several views of a picture, where the recipe asks for them.
 
         Raises:
             UsageError: the data has no such split, or the run's recipe names an unknown network.
@@ -167,6 +184,7 @@ class Evaluator:
         """
         check_classes(run.path, splits)
         self.run, self.split, self.weights, self.precision, self.batch_size = run, split, weights, precision, batch_size
+        self._views = run.recipe.evaluation if views else EvaluationConfig(views="one")
         self.dataset = choose_examples(splits, split, limit)
         self.limited = len(self.dataset) < len(choose_examples(splits, split))
         facts = read_facts(run.path)
@@ -242,14 +260,13 @@ class Evaluator:
     def _evaluate(self, step: int, loaded: dict[Weights, dict[str, Tensor]]) -> Evaluation:
         metrics: dict[Weights, Metrics] = {}
         view_accuracy: dict[Weights, float] = {}
-        recipe = self.run.recipe
         for weights, tensors in loaded.items():
             fit_state(self._model, tensors, f"{self.run.path}, step {step}, {weights} weights")
             metrics[weights], several = evaluate_views(
                 self._model,
                 self.dataset,
-                recipe.distort,
-                recipe.evaluation,
+                self.run.recipe.distort,
+                self._views,
                 precision=self.precision,
                 batch_size=self.batch_size,
             )

@@ -19,7 +19,7 @@ from thumbnet.config import PrecisionName
 from thumbnet.data.dataset import ImageDataset
 from thumbnet.data.records import RecordFormat, RecordPart
 from thumbnet.data.tree import walk_pictures
-from thumbnet.engine import place, resolve_precision
+from thumbnet.engine import device, place, resolve_precision
 from thumbnet.errors import DataError
 from thumbnet.evaluation.classifier import STDIN, Classifier
 from thumbnet.evaluation.evaluate import batch_size_for, predict_logits
@@ -53,7 +53,7 @@ class Predictor(Classifier):
             run: the run.
             checkpoint: the newest that is whole, the best by validation, or that of a step.
             weights: averaged or raw ones; averaged where there are any if None.
-            precision: arithmetic of the network; that of the run if None.
+            precision: arithmetic of the network; that of the run if None, or fp32 where it cannot be had.
             note: gets a line for each checkpoint that is damaged.
 
         Raises:
@@ -76,7 +76,10 @@ class Predictor(Classifier):
             step, tensors = read_manifest(path).step, load(path)
         self.step = step
         """Step of the checkpoint."""
-        self.precision = resolve_precision(precision or run.recipe.train.precision)
+        own = run.recipe.train.precision
+        if own == "fp16" and device().type == "cpu":  # which only GPUs have
+            own = "fp32"
+        self.precision = resolve_precision(precision or own)
         """Arithmetic of the network."""
         self._layout = RecordFormat(image_shape=self.image_shape)
         self.network = place(
@@ -121,7 +124,8 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
             files += _pictures_below(Path(argument)) or [argument]
         else:
             matches = sorted(map(Path, glob.glob(argument, recursive=True)))  # noqa: PTH207 - patterns may be absolute
-            files += [file for match in matches for file in _named_by(match)] or [argument]
+            # `**` matches a folder and also what is in it.
+            files += list(dict.fromkeys(file for match in matches for file in _named_by(match))) or [argument]
     return files
 
 

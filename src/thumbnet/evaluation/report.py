@@ -203,15 +203,12 @@ def write_files(evaluation: Evaluation, folder: Path, plots: Mapping[str, bytes]
         plots: PNG files by name, from `draw_plots`.
 
     Returns:
-        The files, named by step, examples, and the weights if only one kind was evaluated.
+        The files, named by step and `stem_of`.
 
     Raises:
         OSError: the disk refuses.
     """
-    names = [folder_name(evaluation.step), *describe_examples(evaluation).split()]
-    if len(evaluation.metrics) == 1:
-        names += evaluation.metrics
-    stem = "-".join(names)
+    stem = stem_of(folder_name(evaluation.step), evaluation)
     contents = {
         f"{stem}.json": (json.dumps(to_json(evaluation)) + "\n").encode(),
         # Names may hold bytes that are no text.
@@ -222,6 +219,12 @@ def write_files(evaluation: Evaluation, folder: Path, plots: Mapping[str, bytes]
         **{f"{stem}-{name}.png": png for name, png in (plots or {}).items()},
     }
     return write_contents(contents, folder)
+
+
+def stem_of(beginning: str, evaluation: Evaluation) -> str:
+    """Return how the names of files begin: also by the examples, and the weights if only one kind was evaluated."""
+    weights = evaluation.metrics if len(evaluation.metrics) == 1 else ()
+    return "-".join([beginning, *describe_examples(evaluation).split(), *weights])
 
 
 def write_contents(contents: Mapping[str, bytes], folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def export_onnx(predictor: Predictor, path: Path, threads: int | None = None) ->
 
     Args:
         predictor: the run's network.
-        path: the file; one that is there is replaced.
+        path: the file; one that is there is replaced. Of a folder, `model.onnx` in it.
         threads: processor threads that onnxruntime is compared with; None for every core.
 
     Raises:
@@ -67,6 +68,8 @@ def export_onnx(predictor: Predictor, path: Path, threads: int | None = None) ->
     """
     for package in ONNX:
         import_onnx(package)
+    if os.path.isdir(path):  # noqa: PTH112 - the method of a Path raises where a name is too long
+        path = path / MODEL_FILE
     network = copy.deepcopy(predictor.network).cpu().float()
     plain = PictureNet(network, predictor.run.recipe.distort, predictor.image_shape).eval()
     pictures_NHWC = _parity_pictures(predictor.image_shape)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -125,6 +125,11 @@ class Console:
             self._write_stream(text)
         else:
             self._print_above(text)
+
+    def remember(self, lines: Sequence[str]) -> None:
+        """Write to the log file alone what was printed before it was open."""
+        for line in lines:
+            self._write_log(line)
 
     def close(self) -> None:
         """Take the live line down and close the log file."""

@@ -3,7 +3,7 @@
     step-00001000/
       model.safetensors      weights and buffers as trained
       average.safetensors    their moving average; absent when none is kept
-      state.safetensors      optimizer and random generator
+      state.safetensors      optimizer
       manifest.json          format version, step, metric, SHA-256 of each file and of itself, numbers of the run
 
 It is written under another name, every file and the folder are synced to the disk, and one rename gives it its name.
@@ -55,7 +55,7 @@ class Checkpoint:
     average: dict[str, Tensor] | None
     """Moving average of the same, or None when none is kept."""
     state: dict[str, Tensor]
-    """Tensors of the optimizer and of random generators."""
+    """Tensors of the optimizer."""
     info: dict[str, Any]
     """Numbers of the run: None, booleans, integers, floats (NaN and infinities too), text, lists, and dicts of them."""
 

@@ -54,17 +54,18 @@ class Batcher:
             batch = [await self._waiting.get()]
             while len(batch) < self._most and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
-            images_NHWC = np.stack([image for image, _ in batch])
             answers = [answer for _, answer in batch]
             try:
+                images_NHWC = np.stack([image for image, _ in batch])
                 probabilities_NC = await asyncio.get_running_loop().run_in_executor(
                     thread, self._ask_network, images_NHWC
                 )
+                answered = list(zip(answers, probabilities_NC, strict=True))
             except Exception as error:  # belongs to those who asked; the next batch is not concerned
                 for answer in answers:
                     if not answer.done():  # a request that was given up has no use for it
                         answer.set_exception(error)
             else:
-                for answer, probabilities_C in zip(answers, probabilities_NC, strict=True):
+                for answer, probabilities_C in answered:
                     if not answer.done():
                         answer.set_result(probabilities_C)

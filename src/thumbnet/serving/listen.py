@@ -68,6 +68,11 @@ def is_open_to_all(listening: socket.socket) -> bool:
     return ipaddress.ip_address(listening.getsockname()[0]).is_unspecified
 
 
+def is_local(listening: socket.socket) -> bool:
+    """Tell whether only programs of this machine can reach a socket."""
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
 def make_server(
     classifier: OnnxClassifier, listening: socket.socket, limits: Limits, *, access_log: bool
 ) -> uvicorn.Server:
@@ -86,7 +91,7 @@ def make_server(
     classifier.ask(np.zeros((1, *classifier.image_shape), np.uint8))
     host = listening.getsockname()[0]
     # Reached from elsewhere, it has names that nobody here knows.
-    names = ["localhost", "127.0.0.1", "[::1]", host] if ipaddress.ip_address(host).is_loopback else ["*"]
+    names = ["localhost", "127.0.0.1", "[::1]", host] if is_local(listening) else ["*"]
     config = uvicorn.Config(
         create_app(classifier, limits, names),
         http=functools.partial(_ImpatientProtocol, patience=limits.head_seconds),  # type: ignore[arg-type]

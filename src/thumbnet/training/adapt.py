@@ -27,9 +27,10 @@ def preset_for(model: str | None) -> str:
 def fit_to_examples(recipe: Recipe, examples: int, given: Collection[str] = ()) -> tuple[Recipe, str | None]:
     """Shrink a batch that is larger than the data set, and what depends on it.
 
-    The smaller batch leaves some steps to an epoch. Rates of gradient descent follow it in proportion (Goyal et al.
-    2017, https://arxiv.org/abs/1706.02677), those of Muon, whose updates have a norm of their own, do not. A length in
-    epochs, which meant many batches of another data set, becomes at least 200 steps.
+    The smaller batch leaves some steps to an epoch. The learning rate of gradient descent follows it in proportion
+    (Goyal et al. 2017, https://arxiv.org/abs/1706.02677), and so do rates of layers; that of Muon, whose updates have a
+    norm of their own, does not. A length in epochs, which meant many batches of another data set, becomes at least 200
+    steps.
 
     Args:
         recipe: whose batch to look at.

@@ -31,7 +31,7 @@ INPUT_ROUNDS = 5
 """Rounds the input is measured in; the slowest and the fastest show how steady it is."""
 
 
-def step_seconds(recipe: Recipe, *, seconds: float, classes: int = 10, channels: int = 3) -> list[float]:
+def step_seconds(recipe: Recipe, *, seconds: float, classes: int = 10) -> list[float]:
     """Return how long training steps take, on one batch of random pictures, after one that warms up.
 
     Input, summaries and checkpoints are left out; layers that freeze on the way are frozen, as in most of a training.
@@ -40,9 +40,8 @@ def step_seconds(recipe: Recipe, *, seconds: float, classes: int = 10, channels:
         recipe: what is trained.
         seconds: how long to go on.
         classes: classes of the data set.
-        channels: channels of its pictures.
     """
-    side, count = recipe.distort.crop, recipe.input.batch_size
+    channels, side, count = 3, recipe.distort.crop, recipe.input.batch_size
     precision = engine.resolve_precision(recipe.train.precision)
     state = new_state(
         recipe, num_classes=classes, channels=channels, examples=lambda n: torch.randn(n, channels, side, side)
@@ -78,10 +77,10 @@ def matmul_tflops(precision: str, *, seconds: float) -> float:
     return 2 * MATRIX_SIDE**3 / statistics.median(_timed(product, seconds)) / 1e12
 
 
-def training_flops(recipe: Recipe, *, classes: int = 10, channels: int = 3) -> int:
-    """Return the floating-point operations that training takes for one picture: forward, and twice that backward."""
-    model = build_model(recipe.model, num_classes=classes, crop=recipe.distort.crop, channels=channels)
-    layers = describe_layers(model, (channels, recipe.distort.crop, recipe.distort.crop))
+def training_flops(recipe: Recipe) -> int:
+    """Return the floating-point operations of training for one picture of CIFAR-10: forward, and twice that back."""
+    model = build_model(recipe.model, num_classes=10, crop=recipe.distort.crop)
+    layers = describe_layers(model, (3, recipe.distort.crop, recipe.distort.crop))
     return 2 * 3 * sum(layer.multiply_adds for layer in layers)
 
 

@@ -95,14 +95,15 @@ def start_run(
     # Before the data, which may take minutes to fetch: a place that cannot be written to is told at once.
     run = Run.create(out, recipe, name, data_dir=data_dir)
     try:
-        splits = load(recipe)
-        recipe, remark = fit_to_examples(recipe, len(splits.train), given)
-        if remark:
-            run.change_recipe(recipe)
-            note(remark)
-        draw(0, recipe.distort, splits.train.image_shape, seed=recipe.seed, epoch=0)  # tells of an impossible crop
-        write_facts(run.path, splits)
-        length_of(recipe, len(splits.train))
+        with run.lock():  # whoever looks at the run meanwhile sees that it is alive
+            splits = load(recipe)
+            recipe, remark = fit_to_examples(recipe, len(splits.train), given)
+            if remark:
+                run.change_recipe(recipe)
+                note(remark)
+            draw(0, recipe.distort, splits.train.image_shape, seed=recipe.seed, epoch=0)  # tells of an impossible crop
+            write_facts(run.path, splits)
+            length_of(recipe, len(splits.train))
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)
         raise

@@ -127,7 +127,7 @@ def run_of_job(out: Path, wait_s: float, note: Callable[[str], None]) -> Run | N
     if not busy and not found.checkpoints.steps():
         shutil.rmtree(found.path)  # it holds nothing to go on with
         return None
-    note(f"this job was restarted and goes on with its run {found.path}")
+    note(f"this job was restarted and goes on with its run {found.path}, as that run's own recipe says")
     return found
 
 

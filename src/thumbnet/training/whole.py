@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from thumbnet import engine
 from thumbnet.config import LogFormat, Recipe
 from thumbnet.data import lasting_name, load_splits
 from thumbnet.data.dataset import Splits
+from thumbnet.data.progress import silent
 from thumbnet.distributed.place import is_launched
 from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.errors import DivergedError, UsageError
@@ -53,14 +54,19 @@ class Options:
     replicas: Replicas = ALONE
     """This process and those that train with it."""
 
+    told: list[str] = field(default_factory=list)
+    """What was told before there was a log to write it to."""
+
     def note(self, text: str) -> None:
         """Tell the user a line, unless nothing is to be printed."""
+        self.told.append(text)
         if not self.quiet:
             say(text)
 
     def load(self, recipe: Recipe) -> Splits:
         """Return the examples that a recipe asks for."""
-        return load_splits(recipe.data, data_dir=self.data_dir, offline=self.offline, note=self.note)
+        note = silent if self.quiet else self.note
+        return load_splits(recipe.data, data_dir=self.data_dir, offline=self.offline, note=note)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +249,7 @@ def _train(
     replicas = options.replicas
     with folder_of(run, log_format, replicas, quiet=options.quiet) as console:
         splits = load()
+        console.remember(options.told)
         if not replicas.rank:
             if not options.look_at_test:
                 run.leave_test_alone()
@@ -300,6 +307,12 @@ def _keep_threads(run: Run, options: Options) -> None:
         return
     if asked is None:
         engine.prepare(before)
+        cores = engine.usable_cores(options.replicas.sharers)
+        if before > cores:
+            options.note(
+                f"goes on with the {before} threads that the run began with, and there are {cores} cores to use: "
+                f"--threads {cores} is faster, and its weights may then differ in the last digits"
+            )
     elif asked != before:
         options.note(
             f"--threads {asked}: the run began with --threads {before}, so its weights may differ in the last digits"
