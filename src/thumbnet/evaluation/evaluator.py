@@ -16,6 +16,7 @@ from torch import Tensor
 from thumbnet.config import DataConfig, EvaluationConfig, Recipe
 from thumbnet.data import load_splits
 from thumbnet.data.dataset import ImageDataset, Splits
+from thumbnet.data.progress import silent
 from thumbnet.engine import Precision, place
 from thumbnet.errors import CheckpointError, DivergedError, UsageError
 from thumbnet.evaluation.evaluate import evaluate_views
@@ -129,8 +130,8 @@ def load_for(
     own = run.recipe.data
     config = dataclasses.replace(own, name=data or own.name, skip_bad=skip_bad or own.skip_bad)
     load = functools.partial(load_splits, data_dir=data_dir or run.data_dir, offline=offline)
-    kept = data is not None and config.validation and split in ("test", None)
-    splits = _load_moved(run, load, config, note) if kept else load(config, note=note)
+    may_be_others = data is not None and config.validation and split in ("test", None)
+    splits = _load_moved(run, load, config, note) if may_be_others else load(config, note=note)
     if split is not None:
         return splits, split
     split = usual_split(splits)
@@ -148,7 +149,7 @@ def _load_moved(run: Run, load: Callable[..., Splits], config: DataConfig, note:
         splits, facts = load(config, note=note), read_facts(run.path)
         if facts is not None and is_same_data(facts, facts_of(splits)):
             return splits
-    return load(dataclasses.replace(config, validation=0.0), note=lambda _: None)
+    return load(dataclasses.replace(config, validation=0.0), note=silent)
 
 
 class Evaluator:
