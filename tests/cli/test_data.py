@@ -202,6 +202,12 @@ def test_a_wrong_command_line_exits_with_2_in_a_line_or_two(
     assert len(printed.err.splitlines()) <= 2
 
 
+def test_a_home_folder_that_the_shell_has_left_to_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["data", "show", "--data", "shapes", "--out=~/shown.png"]) == 0
+    assert (tmp_path / "shown.png").exists()
+
+
 def test_show_refuses_a_folder_as_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "mosaic.png").mkdir()
     assert main(["data", "show", "--data", "shapes", "--out", str(tmp_path / "mosaic.png")]) == 2

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Self
@@ -132,7 +133,7 @@ class Training:
 
 
 def test_a_machine_is_cut_off_and_another_one_dies(hosts: ModuleType, tmp_path: Path) -> None:
-    with Training(tmp_path) as training, hosts.Lan("host1", "host2", "host3") as lan:
+    with Training(tmp_path) as training, hosts.Lan("host1", "host2", "host3") as lan, ExitStack() as programs:
         one, two, three = lan.hosts
         for host in lan.hosts:
             lan.limit(host, LINK_BITS_PER_S)
@@ -146,7 +147,7 @@ def test_a_machine_is_cut_off_and_another_one_dies(hosts: ModuleType, tmp_path: 
 
         lan.cut(three)
         cut_at = training.step
-        alone = start_undisturbed(tmp_path / "alone")  # while nothing happens there
+        alone = programs.enter_context(start_undisturbed(tmp_path / "alone"))  # while nothing happens there
         training.wait_until(
             lambda: training.losses_noticed() > 0, "the cut is noticed", within_s=SILENCE_S + PATIENCE_S / 4
         )
@@ -177,12 +178,12 @@ def test_a_machine_is_cut_off_and_another_one_dies(hosts: ModuleType, tmp_path: 
             lan.limit(host, FAST_BITS_PER_S)
         assert training.wait_for_end("host1") == 0
         assert training.wait_for_end("host3") == 0
+        _, error = alone.communicate(timeout=PATIENCE_S)
+        assert alone.returncode == 0, error
     (run,) = [Run.open(path) for path in (tmp_path / "runs").iterdir()]
     assert run.finished
     # Every step is told once, in order, whatever was trained twice.
     assert [row["step"] for row in run.read_metrics()] == list(range(1, STEPS + 1))
-    _, error = alone.communicate(timeout=PATIENCE_S)
-    assert alone.returncode == 0, error
     compare(run, *[Run.open(path) for path in (tmp_path / "alone").iterdir()])
 
 

@@ -12,6 +12,7 @@ import pytest
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import UsageError
+from thumbnet.monitor.console import format_duration
 from thumbnet.runs.facts import write_facts
 from thumbnet.runs.run import Run
 from thumbnet.training.session import resumed_recipe
@@ -73,8 +74,10 @@ def test_a_run_that_time_has_finished_needs_more_time(
     run = Run.create(tmp_path, limited, "run")
     write_facts(run.path, splits)
     train(run)
+    took = format_duration(json.loads((run.path / "result.json").read_text())["train_seconds"])
+    wanted = f"this run has finished: give a --time of more than {took} to go on with it"
     for overrides in ({}, {"train.steps": 100_000}, {"train.keep": 5}):
-        with pytest.raises(UsageError, match=r"this run has finished: give a --time of more than \d+s to go on"):
+        with pytest.raises(UsageError, match=wanted):
             resumed_recipe(run, overrides)
     assert resumed_recipe(run, {"train.time_limit_s": 9.0}).train.time_limit_s == 9
     with pytest.raises(UsageError, match="give more --steps or --epochs to go on"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from thumbnet.cli import bench_devices, bench_machine
@@ -14,6 +13,7 @@ from thumbnet.cli.flags import (
     make_writable,
     note,
     tell_result,
+    user_path,
     whole_number,
 )
 
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     part.add_argument("--batch-size", "--batch_size", type=whole_number, metavar="N", help="images (the preset's)")
     part.add_argument("--seconds", type=duration, default=5.0, metavar="N", help="how long to measure (5)")
     part.add_argument("--json", action="store_true", help="print one JSON object")
-    part.add_argument("--out", type=Path, metavar="FILE", help="also write that object to a file")
+    part.add_argument("--out", type=user_path, metavar="FILE", help="also write that object to a file")
     add_data_flags(part)
     add_engine_flags(part)
     bench_devices.add_part(parts)

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.flags import add_data_flags, make_writable, note, tell_result, whole_number
+from thumbnet.cli.flags import add_data_flags, make_writable, note, tell_result, user_path, whole_number
 from thumbnet.errors import ThumbnetError, UsageError
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ def add_part(parts: Any) -> None:
     part.add_argument("--steps", type=whole_number, default=200, metavar="N", help="steps of a round (200)")
     part.add_argument("--rounds", type=whole_number, default=5, metavar="N", help="rounds (5)")
     part.add_argument(
-        "--trace", type=Path, metavar="FILE", help="also keep a trace of some steps, for chrome://tracing"
+        "--trace", type=user_path, metavar="FILE", help="also keep a trace of some steps, for chrome://tracing"
     )
     part.add_argument("--json", action="store_true", help="print one JSON object")
-    part.add_argument("--out", type=Path, metavar="FILE", help="also write that object to a file")
+    part.add_argument("--out", type=user_path, metavar="FILE", help="also write that object to a file")
     # Where a replica leaves its figures, and its trace in a round that has one.
     part.add_argument("--measured", type=Path, help=argparse.SUPPRESS)
     part.add_argument("--traced", type=Path, help=argparse.SUPPRESS)

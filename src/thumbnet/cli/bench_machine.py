@@ -7,10 +7,9 @@ import json
 import os
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from thumbnet.cli.flags import add_engine_flags, duration, make_writable, note, tell_result
+from thumbnet.cli.flags import add_engine_flags, duration, make_writable, note, tell_result, user_path
 from thumbnet.errors import UsageError
 
 INSTRUCTION_SETS = {
@@ -37,7 +36,7 @@ def add_parts(parts: Any) -> None:
     )
     machine.add_argument("--seconds", type=duration, default=3.0, metavar="N", help="length of each measurement (3)")
     machine.add_argument("--json", action="store_true", help="print one JSON object")
-    machine.add_argument("--out", type=Path, metavar="FILE", help="also write that object to a file")
+    machine.add_argument("--out", type=user_path, metavar="FILE", help="also write that object to a file")
     add_engine_flags(machine)
     step = parts.add_parser(
         "step",

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from thumbnet.cli.flags import add_data_flags, note, setting, whole_number
+from thumbnet.cli.flags import add_data_flags, note, setting, user_path, whole_number
 
 
 def add_parser(subparsers: Any) -> None:
@@ -50,12 +50,15 @@ def add_parser(subparsers: Any) -> None:
     )
     recipe = show.add_mutually_exclusive_group()
     recipe.add_argument("--preset", metavar="NAME", help="whose distortions to show (as for `thumbnet train`, quick)")
-    recipe.add_argument("--recipe", type=Path, metavar="FILE", help="recipe.toml instead, such as that of a run")
+    recipe.add_argument("--recipe", type=user_path, metavar="FILE", help="recipe.toml instead, such as that of a run")
     show.add_argument(
         "--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help="any entry of that recipe"
     )
     show.add_argument(
-        "--out", type=Path, metavar="FILE.png", help="the picture to write, replaced if it is there (NAME-mosaic.png)"
+        "--out",
+        type=user_path,
+        metavar="FILE.png",
+        help="the picture to write, replaced if it is there (NAME-mosaic.png)",
     )
     show.add_argument("--count", type=whole_number, default=20, metavar="N", help="samples, up to 200 (20)")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="which samples and which distortions (0)")

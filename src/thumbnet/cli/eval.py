@@ -23,6 +23,7 @@ from thumbnet.cli.flags import (
     duration,
     half_precision,
     note,
+    user_path,
     whole_number,
 )
 from thumbnet.errors import UsageError
@@ -86,7 +87,7 @@ def add_parser(subparsers: Any) -> None:
     output.add_argument(
         "--eval-dir",
         "--eval_dir",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="where results go (RUN/evaluation, RUN/tensorboard/eval)",
     )

@@ -9,7 +9,7 @@ import shlex
 from typing import Any
 
 from thumbnet.cli.chosen import predictor_of
-from thumbnet.cli.flags import WEIGHTS_IN_WORDS, add_checkpoint_flags, add_engine_flags, add_out_flag, at_home
+from thumbnet.cli.flags import WEIGHTS_IN_WORDS, add_checkpoint_flags, add_engine_flags, add_out_flag, user_path
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.set_defaults(parser=parser)
     parser.add_argument("run_name", nargs="?", metavar="RUN", help="name or folder of a run (the newest in --out)")
-    parser.add_argument("--to", type=at_home, metavar="FILE", help="where to (model.onnx in the run's folder)")
+    parser.add_argument("--to", type=user_path, metavar="FILE", help="where to (model.onnx in the run's folder)")
     add_out_flag(parser)
     add_checkpoint_flags(parser)
     add_engine_flags(parser)

@@ -79,11 +79,11 @@ def add_data_dir_flag(parser: argparse.ArgumentParser) -> None:
 def add_out_flag(parser: argparse.ArgumentParser) -> None:
     """Add the flag that says where runs are kept."""
     parser.add_argument(
-        "--out", "--train_dir", type=at_home, default=Path("runs"), metavar="DIR", help="folder of the runs (runs/)"
+        "--out", "--train_dir", type=user_path, default=Path("runs"), metavar="DIR", help="folder of the runs (runs/)"
     )
 
 
-def at_home(text: str) -> Path:
+def user_path(text: str) -> Path:
     """Parse a path; of `--out=~/runs` the shell leaves the `~` to the program."""
     return expand_home(Path(text))
 

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 usage, 3 data, 4 a replica was lost, 130 Ctrl-C, 143 SIGTERM.
     """
-    _open_closed_streams()
+    _prepare_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _open_closed_streams() -> None:
+def _prepare_streams() -> None:
     """Put streams that lead nowhere in place of those closed from the start (`2>&-`); print names that are no text."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -6,7 +6,6 @@ import argparse
 import csv
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.chosen import predictor_of
@@ -16,6 +15,7 @@ from thumbnet.cli.flags import (
     add_engine_flags,
     add_out_flag,
     note,
+    user_path,
     whole_number,
 )
 from thumbnet.errors import UsageError
@@ -42,7 +42,9 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(parser=parser)
     parser.add_argument("pictures", nargs="+", metavar="IMAGE|FOLDER|GLOB|-", help="what to look at")
     parser.add_argument("--run", dest="run_name", metavar="RUN", help="name or folder of a run (the newest in --out)")
-    parser.add_argument("--model", type=Path, metavar="FILE", help="a model of `thumbnet export` in place of a run")
+    parser.add_argument(
+        "--model", type=user_path, metavar="FILE", help="a model of `thumbnet export` in place of a run"
+    )
     add_out_flag(parser)
     add_checkpoint_flags(parser)
     parser.add_argument("--top", type=whole_number, default=3, metavar="N", help="likeliest classes to tell (3)")

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thumbnet.cli.flags import (
@@ -19,6 +18,7 @@ from thumbnet.cli.flags import (
     half_precision,
     note,
     setting,
+    user_path,
     whole_number,
 )
 from thumbnet.errors import PeerLostError, UsageError
@@ -67,7 +67,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.set_defaults(parser=parser)
     parser.add_argument("--preset", help="recipe to start from (quick, or that of --model); `thumbnet info` lists them")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="recipe.toml to start from, such as that of a run")
+    parser.add_argument(
+        "--recipe", type=user_path, metavar="FILE", help="recipe.toml to start from, such as that of a run"
+    )
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="RUN", help="go on with a run, exactly (the newest in --out)"
     )

@@ -53,7 +53,6 @@ class Options:
     """What a second Ctrl-C does: ends the process at once, or raises KeyboardInterrupt."""
     replicas: Replicas = ALONE
     """This process and those that train with it."""
-
     told: list[str] = field(default_factory=list)
     """What was told before there was a log to write it to."""
 
