@@ -59,6 +59,10 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., libra
     return load_with
 
 
+def test_every_c_file_is_compiled() -> None:
+    assert set(library.SOURCES) == {path.name for path in Path(library.__file__).parent.glob("*.c")}
+
+
 def test_a_machine_without_a_compiler_is_told_so(load: Callable[..., library.Library]) -> None:
     found = load(PATH="/nowhere")
     assert found.handle is None

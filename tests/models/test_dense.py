@@ -25,8 +25,8 @@ from thumbnet.models.speed import build_speed
 
 pytestmark = pytest.mark.skipif(load_library().handle is None, reason="no compiled kernels on this machine")
 
-# The numbers in Winograd's matrices reach 8, so that its sums lose some four bits more than plain ones, relative to the
-# largest value; those of a gradient of weights are over all positions, too.
+# The numbers in Winograd's matrices reach 32, so that its sums lose some four bits more than plain ones, relative to
+# the largest value; those of a gradient of weights are over all positions, too.
 ROUNDING, ROUNDING_BACK = 4e-5, 1e-4
 CLEAR = 1e-3
 """Distance of a window's largest value from the second one, at which rounding cannot change which one wins."""
@@ -56,6 +56,10 @@ SIZES = [
     (5, 64, 64, 15, 15, 3),
     (9, 64, 96, 7, 7, 3),
     (70, 32, 32, 3, 3, 3),
+    (3, 24, 64, 23, 23, 3),  # and on smaller pictures
+    (5, 64, 64, 11, 11, 3),
+    (9, 64, 96, 5, 5, 3),
+    (70, 32, 32, 2, 2, 3),
     (20, 64, 64, 12, 12, 5),  # classic
     (1, 8, 32, 2, 2, 3),  # smaller than a tile
     (2, 40, 32, 40, 3, 3),
@@ -95,7 +99,7 @@ def test_convolution_and_gradients(
     assert torch.equal(alone, gradients[1])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     images=st.integers(1, 30),
     inputs=st.integers(1, 10),
@@ -106,6 +110,42 @@ def test_convolution_and_gradients(
 )
 def test_any_size(images: int, inputs: int, outputs: int, height: int, width: int, form: tuple[int, bool]) -> None:
     test_convolution_and_gradients(images, 8 * inputs, 32 * outputs, height, width, *form)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side", "pool", "patch"),
+    [
+        # By hand, patches times products of each: 64 x 36 against 25 x 64 for the 30 pixels that are pooled, and so on.
+        (31, 31, 3, True, 8),
+        (15, 15, 3, False, 6),  # 16 x 36 against 9 x 64, as many
+        (7, 7, 3, False, 6),  # 4 x 36 against 4 x 64
+        (7, 7, 3, True, 8),  # 4 x 36 against 64: of 7 pixels 6 are pooled
+        (5, 5, 3, False, 8),
+        (5, 5, 3, True, 6),
+        (3, 3, 3, False, 6),
+        (2, 6, 3, False, 8),  # 2 x 36 against 64
+        (12, 12, 5, False, 8),
+    ],
+)
+def test_patches_with_the_fewest_products(height: int, width: int, side: int, pool: bool, patch: int) -> None:
+    assert dense.patch_side(height, width, side, pool=pool) == patch
+
+
+def test_a_network_keeps_nothing_of_the_size_of_pictures() -> None:
+    """One that has seen others gives and learns, to the bit, what a fresh one does."""
+    torch.manual_seed(0)
+    network = build_speed(num_classes=10, crop=32, widths=(32, 64, 64))
+    for side, count in ((32, 7), (9, 3), (24, 40), (16, 5), (21, 1), (32, 6)):
+        fresh = copy.deepcopy(network)
+        images = numbers(count, 3, side, side, seed=side)
+        steps = []
+        for one in (network, fresh):
+            one.zero_grad()
+            logits = one(images)
+            logits.square().sum().backward()
+            steps.append([logits, *(p.grad for p in one.parameters() if p.grad is not None), *one.buffers()])
+        assert len(steps[0]) > 10
+        assert all(map(torch.equal, *steps)), side
 
 
 @pytest.mark.parametrize("pool", [False, True])

@@ -1,4 +1,4 @@
-"""Fused passes over memory, in C where a compiler is at hand; everything works, more slowly, without."""
+"""Kernels in C, where a compiler is at hand; everything works, more slowly, without."""
 
 from thumbnet.kernels.library import Library, find_compiler, load_library
 from thumbnet.kernels.threads import on_own_cores

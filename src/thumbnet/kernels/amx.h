@@ -5,6 +5,7 @@
  *
  * Compiled to nothing where the processor has no AMX; THUMBNET_AMX tells.
  */
+#pragma once
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #define THUMBNET_AMX
 #include <immintrin.h>
@@ -13,10 +14,7 @@
 #include <string.h>
 
 #include "avx512.h"
-
-static long rounded_up(long value, long step) { return (value + step - 1) / step * step; }
-
-static void* aligned(long bytes) { return aligned_alloc(64, (size_t)rounded_up(bytes, 64)); }
+#include "sizes.h"
 
 /* The compiler does not know that tile loads read memory: what they read must be written before them. */
 #define WRITTEN() __asm__ volatile("" ::: "memory")

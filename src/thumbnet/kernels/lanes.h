@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sizes.h"
+
 /* Of functions that are compiled for the constants that they are called with. */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -21,7 +23,3 @@ static inline vec all(float value) { return (vec){0} + value; }
 static inline vec where(vec_int mask, vec values) { return (vec)(mask & (vec_int)values); }
 static inline vec_int pick(vec_int mask, vec_int yes, vec_int no) { return (mask & yes) | (~mask & no); }
 static inline vec choose(vec_int mask, vec yes, vec no) { return (vec)pick(mask, (vec_int)yes, (vec_int)no); }
-
-static inline void* aligned(long bytes) { return aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64)); }
-static inline long smaller(long a, long b) { return a < b ? a : b; }
-static inline long larger(long a, long b) { return a > b ? a : b; }

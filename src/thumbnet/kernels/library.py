@@ -18,7 +18,7 @@ import numpy as np
 import platformdirs
 import torch
 
-from thumbnet.engine import LEVEL_OF_CAP, cpu_flags, cpu_name, has_level, isa_cap
+from thumbnet.engine import LEVEL_OF_CAP, cpu_flags, cpu_name, has_level, isa_cap, usable_cores
 from thumbnet.files import write_new_file
 
 # One rounding for a product and a sum, where that is not to give the same bits as NumPy or plain loops.
@@ -34,18 +34,7 @@ SOURCES = {
     "distort.c": (),
     "threads.c": (),
 }
-"""The kernels, and what each is compiled with beside `FLAGS`."""
-HEADERS = (
-    "pool_norm.h",
-    "pool_norm_avx512.h",
-    "max_pool_avx512.h",
-    "amx.h",
-    "avx512.h",
-    "bfloat16.h",
-    "lanes.h",
-    "product.h",
-    "winograd_maps.h",
-)
+"""The kernels, all C files beside this one, and what each is compiled with beside `FLAGS`."""
 FLAGS = (
     "-std=c11",
     "-O3",
@@ -67,6 +56,8 @@ class Library:
 
     handle: ctypes.CDLL | None
     why: str
+    version: str = ""
+    """Tells kernels of these sources and flags from others."""
 
     def call(self, name: str, tensor: torch.Tensor, *arguments: torch.Tensor | np.ndarray | int | float | None) -> None:
         """Call the kernel `name` for the element type of `tensor`, which is its first argument.
@@ -116,11 +107,17 @@ def load_library() -> Library:
 def library_path(openmp: str) -> Path:
     """Return where the compiled kernels are kept; the name tells of sources, flags, OpenMP runtime and processor."""
     # -march=native makes the result fit this processor alone, so all that it can do is part of the name.
-    facts = [cpu_name(), *sorted(cpu_flags()), *compiler_flags(), str(SOURCES), openmp]
+    facts = [cpu_name(), *sorted(cpu_flags()), _version(), openmp]
     key = hashlib.sha256("\n".join(facts).encode())
-    for source in (*SOURCES, *HEADERS):
-        key.update((_folder() / source).read_bytes())
     return platformdirs.user_cache_path("thumbnet") / f"kernels-{key.hexdigest()[:16]}.so"
+
+
+def _version() -> str:
+    """Return a digest of the kernels' sources and of what they are compiled with."""
+    key = hashlib.sha256("\n".join([*compiler_flags(), str(SOURCES)]).encode())
+    for file in sorted(file for file in _folder().iterdir() if file.suffix in (".c", ".h")):
+        key.update(file.read_bytes())
+    return key.hexdigest()[:16]
 
 
 def _folder() -> Path:
@@ -137,7 +134,7 @@ def _open(path: Path) -> Library:
     content, digest = file[:-DIGEST_BYTES], file[-DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:  # to load a part of a library can end the process
         raise OSError(f"{path} is damaged")
-    return Library(handle=ctypes.CDLL(str(path)), why=f"compiled C kernels, {path}")
+    return Library(handle=ctypes.CDLL(str(path)), why=f"compiled C kernels, {path}", version=_version())
 
 
 def find_compiler() -> str | None:
@@ -173,12 +170,10 @@ def _compile(path: Path, openmp: str) -> str:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             compiled, whole = Path(folder) / "compiled.so", Path(folder) / "kernels.so"
             built = {source: str(Path(folder) / f"{source}.o") for source in SOURCES}
-            for step in (
-                *([*command, *SOURCES[name], "-c", str(_folder() / name), "-o", built[name]] for name in SOURCES),
-                # Linking PyTorch's own OpenMP keeps one pool of threads: two would spin against each other.
-                [compiler, "-shared", *built.values(), openmp, "-lm", "-o", str(compiled)],
-            ):
-                subprocess.run(step, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+            sources = [[*command, *SOURCES[name], "-c", str(_folder() / name), "-o", built[name]] for name in SOURCES]
+            _run_all(sources)
+            # Linking PyTorch's own OpenMP keeps one pool of threads: two would spin against each other.
+            _run_all([[compiler, "-shared", *built.values(), openmp, "-lm", "-o", str(compiled)]])
             content = compiled.read_bytes()
             write_new_file(whole, [content, hashlib.sha256(content).digest()])
             whole.rename(path)
@@ -188,6 +183,30 @@ def _compile(path: Path, openmp: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"compiling failed: {error}"
     return ""
+
+
+def _run_all(commands: list[list[str]]) -> None:
+    """Run the compiler, as often at once as there are cores; nothing of it stays behind when one fails.
+
+    Raises:
+        CalledProcessError: one failed; holds what it said.
+        TimeoutExpired: one took too long.
+    """
+    waiting, running = list(commands), list[subprocess.Popen[str]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < usable_cores():
+                command = waiting.pop(0)
+                running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+            oldest = running[0]
+            _, said = oldest.communicate(timeout=COMPILE_TIMEOUT_S)
+            if oldest.returncode:
+                raise subprocess.CalledProcessError(oldest.returncode, oldest.args, stderr=said)
+            running.pop(0)
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
 
 
 def _loaded_openmp() -> str | None:

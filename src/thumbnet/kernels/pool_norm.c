@@ -1,5 +1,5 @@
-/* Kernels of thumbnet: passes over memory that PyTorch makes several of, fused into one. Plain C with OpenMP, called
- * through ctypes; compiled on first use for the processor at hand. See pool_norm.h for what each function computes. */
+/* Max pooling and response normalization, in float32 and bfloat16: passes over memory that PyTorch makes several of,
+ * fused into one. See pool_norm.h for what each function computes. */
 
 #include <math.h>
 #include <stdint.h>

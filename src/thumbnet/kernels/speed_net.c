@@ -33,9 +33,6 @@
 /* Sums over a batch are made in this many slices, whatever the number of threads, so that they repeat exactly. */
 #define SLICES 64
 
-static long smaller(long a, long b) { return a < b ? a : b; }
-static long larger(long a, long b) { return a > b ? a : b; }
-
 /* Asks the kernel for the tile registers (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); returns 1 when they may be used. */
 int amx_ready(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 

@@ -5,6 +5,7 @@ Tensors are [N, C, H, W], float32, channels-last in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,8 @@ from thumbnet.models.norm_gelu import Layout
 
 INPUTS_STEP, OUTPUTS_STEP = 8, 32
 """Channels that the kernels take are multiples of these."""
-SIDES = (3, 5)
-"""Of the filters."""
+PATCHES = {3: (6, 8), 5: (8,)}
+"""Side of a filter -> sides that patches of the input may have, see winograd.c."""
 
 
 def kernels_take(images_NCHW: Tensor) -> bool:
@@ -37,7 +38,7 @@ def kernels_convolve(images_NCHW: Tensor, layer: nn.Conv2d) -> bool:
     return (
         layer.in_channels % INPUTS_STEP == 0
         and layer.out_channels % OUTPUTS_STEP == 0
-        and layer.kernel_size[0] in SIDES
+        and layer.kernel_size[0] in PATCHES
         and images_NCHW.ndim == 4
         and min(images_NCHW.shape[2:]) >= 2
         and fits(images_NCHW, layer.weight)
@@ -64,6 +65,23 @@ def empty_dense(*sizes: int) -> Tensor:
     return torch.empty(sizes, dtype=torch.float32, memory_format=torch.channels_last)
 
 
+def patch_side(height: int, width: int, side: int, *, pool: bool) -> int:
+    """Return the side of patches with the fewest products: larger ones share more, small pictures do not fill them.
+
+    Args:
+        height: of the pictures.
+        width: of the pictures.
+        side: of the filters.
+        pool: whether the result is pooled, so that only what is under a 2x2 window is wanted.
+    """
+    wanted = [length // 2 * 2 if pool else length for length in (height, width)]
+
+    def products(patch: int) -> int:
+        return patch**2 * math.prod(-(-length // (patch - side + 1)) for length in wanted)
+
+    return min(PATCHES[side], key=products)
+
+
 class _Convolution(torch.autograd.Function):
     """`winograd_forward` and `winograd_backward`."""
 
@@ -73,10 +91,10 @@ class _Convolution(torch.autograd.Function):
         x = to_dense(x)
         N, C, H, W = x.shape
         outputs, _, side, _ = weight.shape
-        ctx.sizes = (N, H, W, C, outputs, side)
+        ctx.sizes = (N, H, W, C, outputs, side, patch_side(H, W, side, pool=pool))
         out = empty_dense(N, outputs, H // 2 if pool else H, W // 2 if pool else W)
         winner = torch.empty(out.numel(), dtype=torch.uint8) if pool else None
-        packed = _pack(weight, transposed=False)
+        packed = _pack(weight, ctx.sizes[-1], transposed=False)
         load_library().call("winograd_forward", x, packed, bias, out, winner, *ctx.sizes)
         ctx.save_for_backward(x, weight, winner)
         return out
@@ -88,7 +106,7 @@ class _Convolution(torch.autograd.Function):
         outputs, inputs, side, _ = weight.shape
         wants_input, _, wants_bias, _ = ctx.needs_input_grad
         input_gradient = torch.empty_like(x) if wants_input else None
-        packed = _pack(weight, transposed=True) if wants_input else None
+        packed = _pack(weight, ctx.sizes[-1], transposed=True) if wants_input else None
         weight_gradient = torch.empty(side, side, inputs, outputs, dtype=torch.float32)
         bias_gradient = torch.empty(outputs, dtype=torch.float32) if wants_bias else None
         load_library().call(
@@ -101,12 +119,13 @@ class _Convolution(torch.autograd.Function):
         return input_gradient, weight_gradient.permute(3, 2, 0, 1), bias_gradient, None
 
 
-def _pack(weight: Tensor, *, transposed: bool) -> Tensor:
-    """Return the weights [C_out, C_in, k, k] transformed, as the kernels read them."""
+def _pack(weight: Tensor, patch: int, *, transposed: bool) -> Tensor:
+    """Return the weights [C_out, C_in, k, k] transformed for patches of that side, as the kernels read them."""
     outputs, inputs, side, _ = weight.shape
     stored = -(-inputs // OUTPUTS_STEP) * OUTPUTS_STEP if transposed else inputs
-    packed = torch.empty((side + 3) ** 2 * outputs * stored, dtype=torch.float32)
-    load_library().call("winograd_pack", to_dense(weight.detach()), packed, inputs, outputs, side, int(transposed))
+    packed = torch.empty(patch**2 * outputs * stored, dtype=torch.float32)
+    sizes = (inputs, outputs, side, patch, int(transposed))
+    load_library().call("winograd_pack", to_dense(weight.detach()), packed, *sizes)
     return packed
 
 
