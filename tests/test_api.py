@@ -122,12 +122,26 @@ def test_a_data_set_that_is_loaded_is_not_loaded_again(tmp_path: Path, monkeypat
     assert "test accuracy" not in str(result)
 
 
+def test_a_run_remembers_the_cache_that_its_data_set_was_loaded_from(tmp_path: Path):
+    make_pictures(tmp_path / "flowers")
+    data = thumbnet.load_dataset("flowers", image_size=16, data_dir=tmp_path / "cache", quiet=True)
+    result = thumbnet.train(
+        "classic", data, steps=1, batch_size=4, overrides=SMALL, resume=None, test=False, quiet=True
+    )
+    assert Run.open(result.run).data_dir == tmp_path / "cache"
+    other = thumbnet.train(
+        "classic", data, steps=1, batch_size=4, overrides=SMALL, data_dir=tmp_path, test=False, quiet=True
+    )
+    assert Run.open(other.run).data_dir == tmp_path
+
+
 def test_pictures_loaded_otherwise_than_the_recipe_says_are_refused(tmp_path: Path):
     make_pictures(tmp_path / "flowers")
     recipe = load_preset("classic", {**SMALL, "data.validation": 4, "train.steps": 1, "input.batch_size": 4})
     data = thumbnet.load_dataset("flowers", image_size=16, quiet=True)
-    with pytest.raises(thumbnet.UsageError, match=r"data.validation is 4.* in the recipe.* was loaded with 0"):
-        thumbnet.train(recipe, data, quiet=True)
+    for resume in (False, None):
+        with pytest.raises(thumbnet.UsageError, match=r"data.validation is 4.* in the recipe.* was loaded with 0"):
+            thumbnet.train(recipe, data, resume=resume, quiet=True)
     assert not list(tmp_path.glob("runs/*"))
     by_path = thumbnet.train(recipe, "flowers", test=False, quiet=True)
     changed = thumbnet.train(recipe, data, validation=5, test=False, quiet=True)
@@ -171,6 +185,9 @@ def test_pictures_that_were_moved(tmp_path: Path):
         ({"recipe": "nothing.toml"}, "nothing.toml: cannot read this recipe"),
         ({"data": "shapse"}, "unknown data set 'shapse' - did you mean 'shapes'"),
         ({"data": "shapes", "steps": 1, "epochs": 1}, "steps and epochs: give one of the two"),
+        ({"data": "shapes", "steps": 0}, "steps is 0: it must be above 0"),
+        ({"data": "shapes", "epochs": float("nan")}, "epochs is nan: it must be above 0"),
+        ({"data": "shapes", "seed": -1}, "seed is -1: it must be at least 0"),
         ({"data": "shapes", "batch_size": 5001}, "larger than the training set"),
         ({"data": "shapes", "overrides": {"optimizer.rate": 1}}, "unknown key 'optimizer.rate'"),
         ({"data": "shapes", "model": "clasic"}, "did you mean 'classic'"),
@@ -225,6 +242,8 @@ def test_runs_and_checkpoints_that_are_not_there(shapes: Path):
         ({"batch_size": -1}, "batch_size is -1: it must be at least 1"),
         ({"limit": 0}, "limit is 0: it must be at least 1"),
         ({"precision": "fp61"}, "precision is 'fp61' - did you mean 'fp16'?"),
+        ({"checkpoint": "2"}, "checkpoint is '2': give 'latest', 'best' or the number of a step"),
+        ({"checkpoint": None}, "checkpoint is None"),
     ],
 )
 def test_what_cannot_be_evaluated_is_told(arguments: dict[str, object], message: str, shapes: Path):

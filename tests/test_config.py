@@ -2,6 +2,7 @@ import math
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 from hypothesis import given
@@ -93,6 +94,13 @@ def test_epochs_replace_steps_and_the_other_way_round() -> None:
         ("schedule.at_epochs", [-1.0], "at least 0"),
         ("schedule.name", "stairs", "at least one epoch"),
         ("schedule.points", [[0.0, 1.0], [0.7, 1.0], [0.3, 0.0], [1.0, 0.0]], "rise from 0 to 1"),
+        ("schedule.resize", [[0.0, 0.5]], "fractions must rise, above 0 and below 1, found [0.0]"),
+        ("schedule.resize", [[1.0, 0.5]], "fractions must rise, above 0 and below 1, found [1.0]"),
+        ("schedule.resize", [[math.nan, 0.5]], "found [nan]"),
+        ("schedule.resize", [[0.5, 0.5], [0.3, 0.75]], "found [0.5, 0.3]"),
+        ("schedule.resize", [[0.5, 24]], "a scale of schedule.resize is 24.0: it must be at least 0.1 and at most 1"),
+        ("schedule.resize", [0.5, 0.75], "schedule.resize is 0.5, expected tuple"),
+        ("schedule.resize", 0.5, "schedule.resize is 0.5, expected"),
         ("average.decay", 1.0, "below 1"),
         ("train.steps", -1, "at least 0"),
         ("train.keep", 0, "at least 1"),
@@ -108,6 +116,14 @@ def test_impossible_values_are_refused_by_name(key: str, value: object, expected
         load_preset("classic", {key: value})
     assert expected in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    recipe = load_preset("classic", {"optimizer.learning_rate": np.float64(0.25), "seed": np.int64(3)})
+    assert (recipe.optimizer.learning_rate, recipe.seed) == (0.25, 3)
+    assert (type(recipe.optimizer.learning_rate), type(recipe.seed)) == (float, int)
+    with pytest.raises(UsageError, match="seed"):
+        load_preset("classic", {"seed": np.arange(2)})
 
 
 def test_a_recipe_needs_a_length_and_only_one() -> None:
@@ -140,12 +156,22 @@ def test_a_recipe_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> N
         load_recipe(path)
 
 
+def test_another_network_leaves_smaller_pictures_behind() -> None:
+    """Not every network takes them; what is asked for beside it stays."""
+    values = recipe_to_dict(load_preset("quick", {"schedule.resize": [[0.5, 0.5]]}))
+    assert recipe_from_dict(values, {"model.name": "classic"}).schedule.resize == ()
+    assert recipe_from_dict(values, {"model.name": "speed"}).schedule.resize == ((0.5, 0.5),)
+    asked = {"model.name": "timm/resnet18", "schedule.resize": [[0.25, 0.75]]}
+    assert recipe_from_dict(values, asked).schedule.resize == ((0.25, 0.75),)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ('model = "classic"', "'model' is a value"),
         ("[optimizer]\nweight_decay = 5e-4", "optimizer.weight_decay is 0.0005"),
         ('optimizer = "muon"', "optimizer is 'muon'"),
+        ('schedule = "stairs"', "schedule is 'stairs'"),
     ],
 )
 def test_a_value_in_place_of_a_table_is_told_beside_another_network(text: str, expected: str, tmp_path: Path) -> None:

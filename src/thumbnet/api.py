@@ -13,7 +13,6 @@ from thumbnet.config import (
     DataConfig,
     PrecisionName,
     Recipe,
-    TrainConfig,
     insist_within,
     load_preset,
     load_recipe,
@@ -29,7 +28,7 @@ from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.predict import Predictor
 from thumbnet.exporting.read import OnnxClassifier
-from thumbnet.exporting.write import MODEL_FILE, export_onnx
+from thumbnet.exporting.write import export_onnx
 from thumbnet.files import expand_home
 from thumbnet.monitor.console import say
 from thumbnet.runs.find import Which, choose_checkpoint
@@ -74,7 +73,6 @@ def load_dataset(
     config = DataConfig(
         name=lasting_name(os.fspath(name)), validation=validation, image_size=image_size, skip_bad=skip_bad
     )
-    Recipe(data=config, train=TrainConfig(steps=1))  # which checks the values
     return load_splits(config, data_dir=_path(data_dir), offline=offline, note=_teller(quiet))
 
 
@@ -89,7 +87,7 @@ def train(
     validation: float | None = None,
     seed: int | None = None,
     overrides: Mapping[str, object] | None = None,
-    resume: bool | RunLike = False,
+    resume: bool | RunLike | None = False,
     out: PathLike = "runs",
     name: str | None = None,
     test: bool = True,
@@ -132,6 +130,9 @@ def train(
     """
     if steps is not None and epochs is not None:
         raise UsageError("steps and epochs: give one of the two")
+    for what, length in (("steps", steps), ("epochs", epochs)):
+        if isinstance(length, int | float) and not length > 0:
+            raise UsageError(f"{what} is {length}: it must be above 0")
     asked = {
         "model.name": model,
         "train.steps": steps,
@@ -141,6 +142,8 @@ def train(
         "seed": seed,
     }
     changes = {key: value for key, value in asked.items() if value is not None} | dict(overrides or {})
+    if data_dir is None and isinstance(data, Splits):
+        data_dir = data.data_dir  # where the run, its resume and its evaluation find the same pictures again
     options = Options(
         data_dir=_path(data_dir),
         offline=offline,
@@ -149,6 +152,8 @@ def train(
         quiet=quiet,
         second_signal="raise",
     )
+    if resume is None:
+        resume = False
     if data is not None:
         if isinstance(data, Splits) and resume is False:
             _insist_loaded_as_said(data, recipe, changes)
@@ -299,7 +304,7 @@ def export(
     engine.prepare(threads)
     found, checkpoint = _find(run, out, checkpoint)
     predictor = Predictor(found, checkpoint=checkpoint, weights=weights, note=say)
-    return export_onnx(predictor, found.path / MODEL_FILE if to is None else _path(to), threads).path
+    return export_onnx(predictor, found.path if to is None else to, threads).path
 
 
 def _recipe_of(recipe: PathLike | Recipe | None, changes: Mapping[str, object]) -> Recipe:
@@ -346,6 +351,8 @@ def _run_of(run: RunLike) -> str:
 
 def _find(run: RunLike | None, out: PathLike, checkpoint: Which) -> tuple[Run, Which]:
     """Return a run, and the checkpoint: that asked for, or that which the path names."""
+    if checkpoint not in ("latest", "best") and not hasattr(checkpoint, "__index__"):
+        raise UsageError(f"checkpoint is {checkpoint!r}: give 'latest', 'best' or the number of a step")
     return choose_checkpoint(_path(out), None if run is None else _run_of(run), checkpoint)
 
 

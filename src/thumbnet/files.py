@@ -100,6 +100,15 @@ def expand_home(path: Path) -> Path:
         raise UsageError(f"{path}: there is no user whose home is {home}: write the path from / on") from error
 
 
+def expand_home_in(path: str) -> str:
+    """Return a path as text as `expand_home` does; one that begins otherwise comes back as it is.
+
+    Raises:
+        UsageError: as there.
+    """
+    return str(expand_home(Path(path))) if path.startswith("~") else path
+
+
 def read_regular_file(path: Path, limit_bytes: int) -> bytes:
     """Return a file's content.
 

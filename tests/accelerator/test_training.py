@@ -29,7 +29,11 @@ from thumbnet.training.optimizers import GradientDescent
 from thumbnet.training.session import open_training
 from thumbnet.training.state import new_state
 
-SMALL = {"classic": {}, "quick": {"model.options.widths": [8, 16, 16]}, "fast": {"model.options.widths": [16, 16, 32]}}
+SMALL = {
+    "classic": {},
+    "quick": {"model.options.widths": [8, 16, 16], "schedule.resize": [[0.5, 0.75]]},
+    "fast": {"model.options.widths": [16, 16, 32]},
+}
 RUNS = itertools.count()
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from types import ModuleType
 
@@ -120,6 +121,26 @@ def test_every_peer_has_its_script_and_pinned_packages(peers: ModuleType) -> Non
             lines = (FOLDER / "peers" / peer.requirements).read_text().splitlines()
             assert all("==" in line for line in lines if not line.startswith("#"))
             assert any("==" in line for line in lines)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_no_peer_emulates_arithmetic(peers: ModuleType, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = types.SimpleNamespace(name=precision)
+    monkeypatch.setattr("thumbnet.engine.resolve_precision", lambda: found)
+    suited = peers.suited(peers.PEERS)
+    if precision == "bf16":
+        assert suited == peers.PEERS
+        return
+    assert set(peers.PEERS) - set(suited) == {"tensorflow-bf16", "resnet18-bf16"}
+    assert {peer.precision for peer in suited.values()} == {"auto", "fp32"}
+    assert "bf16" not in suited["timm"].title
+    assert list(peers.suited({"torch": peers.PEERS["torch"]})) == ["torch"]
+
+
+def test_cores_that_cannot_be_chosen_are_told(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(SystemExit, match="takes Linux and the program taskset"):
+        peers.all_cores()
 
 
 def test_for_scaling_the_whole_alone_is_measured(peers: ModuleType) -> None:

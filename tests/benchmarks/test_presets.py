@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from thumbnet.cli.main import main
+from thumbnet.config import load_preset
 from thumbnet.runs.run import Run
 from thumbnet.training import measure
 
@@ -28,10 +29,6 @@ def test_spread_of_a_few_values() -> None:
     of_all = {"mean": 3.0, "deviation": pytest.approx(7**0.5), "n": 3}
     assert found == {**of_all, "median": 2.0, "lowest": 1.0, "highest": 6.0}
     assert load_script().spread([2.0])["deviation"] == 0.0
-
-
-def test_multiply_adds_are_those_of_the_network() -> None:
-    assert load_script().multiply_adds("quick") == pytest.approx(54e6, rel=0.01)
 
 
 def test_an_unknown_preset_fails_and_says_so() -> None:
@@ -66,7 +63,6 @@ def sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "train", train)
-            patch.setattr(module, "multiply_adds", lambda _: 1_000)
             patch.setattr(module, "step_apart", lambda *_, **__: {"images_per_second": 5.0, "matmul_tflops": 1.0})
             patch.setattr(sys, "argv", ["presets.py", "svhn", "--out", str(tmp_path), *arguments])
             module.main()
@@ -84,6 +80,16 @@ def test_seeds_of_a_second_sitting_join_those_of_the_first(sit, capsys: pytest.C
     with pytest.raises(SystemExit):
         sit("--first-seed", "2", "--add")
     assert "has seed 2 already" in capsys.readouterr().err
+
+
+def test_work_is_that_of_training_and_of_all_looks_at_a_picture(sit) -> None:
+    recipe = load_preset("svhn")
+    macs = measure.multiply_adds(recipe, recipe.distort.crop)
+    found = sit("--seeds", "1")
+    training = 6 * macs * 10 * recipe.input.batch_size  # ten steps
+    assert found["multiply_adds"] == macs
+    assert found["pflop"] == pytest.approx((training + 2 * macs * 10_000) / 1e15, abs=1e-4)
+    assert found["training_tflops"] == pytest.approx(training / 60 / 1e12, abs=1e-3)
 
 
 def test_seeds_trained_side_by_side_are_all_kept(sit) -> None:

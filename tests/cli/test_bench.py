@@ -49,6 +49,14 @@ def test_a_file_that_cannot_be_written_is_refused_before_measuring(
             run("input", "--data", "shapes", "--out", str(out))
 
 
+def test_a_usage_error_leaves_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda *_: 2)
+    for part, *wrong in (["input", "--preset", "quikc"], ["devices", "--preset", "quikc"]):
+        with pytest.raises(UsageError, match="did you mean 'quick'"):
+            run(part, *wrong, "--out", str(tmp_path / "new" / "result.json"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_disk_that_fills_up_meanwhile_costs_no_figure(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ThumbnetError, match="cannot write"):
         run("input", "--data", "shapes", "--seconds", "0.1", "--json", "--out", "/dev/full")
@@ -65,8 +73,12 @@ def test_a_disk_that_fills_up_meanwhile_costs_no_figure(capsys: pytest.CaptureFi
         (["input", "--preset", "clasic"], "did you mean 'classic'"),
         (["input", "--data", "cifar11"], "did you mean 'cifar1"),
         (["input", "--batch-size", "0"], "'0' is not a whole number"),
+        (["devices", "--data", "shapes", "--trace", "t.json.gz"], "give a name without .gz"),
+        (["devices", "--data", "shapes", "--trace", "/dev/null/t.json"], "--trace /dev/null/t.json: cannot write"),
+        (["devices", "--data", "shapes", "--precision", "fp16"], "fp16"),
     ],
 )
-def test_bad_arguments(arguments: list[str], message: str) -> None:
+def test_bad_arguments(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thumbnet.engine.usable_cores", lambda *_: 2)
     with pytest.raises(UsageError, match=message):
         run(*arguments)

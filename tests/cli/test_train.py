@@ -183,6 +183,7 @@ def test_while_its_data_is_fetched_a_run_is_seen_to_be_alive(
         (["--set", "model.options.initial_std=0"], "initial_std is 0: it must be a number above 0"),
         (["--set", "optimizer.weight_decay.conv9=0.1"], "optimizer.weight_decay.conv9: no such layer"),
         (["--epochs", "2"], "--steps and --epochs: give one of the two"),
+        (["--epochs", "0"], "must be a number above 0, found '0'"),
     ],
 )
 def test_an_impossible_network_or_length_is_refused_before_anything_is_done(

@@ -98,7 +98,7 @@ def test_what_is_no_archive_is_told(tmp_path: Path, data: bytes):
         contents(path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(at=st.floats(0, 1, exclude_max=True), flip=st.integers(0, 255))
 def test_damage_anywhere_is_an_error_or_does_no_harm(write: Callable[..., Path], at: float, flip: int):
     def damage(data: bytes) -> bytes:

@@ -44,7 +44,7 @@ def decode(folder: Path, tmp_path: Path) -> Callable[..., tuple[DecodedPictures,
 
 
 def cached(tmp_path: Path) -> Path:
-    (only,) = (path for path in (tmp_path / "cache" / "pictures").iterdir() if not path.name.startswith("."))
+    (only,) = (path for path in (tmp_path / "cache" / "decoded").iterdir() if not path.name.startswith("."))
     return only
 
 
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_nothing(decode, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(DataError, match=r"No space left on device\.\nMake room \(they take 0 MB\)"):
         decode()
-    assert [path.name[:5] for path in (tmp_path / "cache" / "pictures").iterdir()] == [".lock"]
+    assert [path.name[:5] for path in (tmp_path / "cache" / "decoded").iterdir()] == [".lock"]
 
 
 def test_a_cache_that_is_a_file_is_told(folder: Path, tmp_path: Path):
@@ -216,7 +216,7 @@ def test_a_killed_decoding_leaves_the_old_records_or_none(stage: str, folder: Pa
         decoded, anew = decode()
         assert anew
         assert len(decoded.labels) == len(list(folder.rglob("*.png")))
-        assert not list((tmp_path / "cache" / "pictures").glob(".tmp-*"))
+        assert not list((tmp_path / "cache" / "decoded").glob(".tmp-*"))
         add(folder)
 
 
@@ -283,4 +283,4 @@ def test_of_three_processes_the_one_that_decodes_is_killed_and_one_other_decodes
     assert [text.splitlines()[-1] for text in said] == 2 * [f"15 {int(decoded.part.records.sum())}"]
     undisturbed = decode_listing(list_pictures(folder), SIDE, tmp_path / "other", lambda _: None)
     np.testing.assert_array_equal(decoded.part.records, undisturbed.part.records)
-    assert len(list((tmp_path / "cache" / "pictures").iterdir())) == 2  # the records and their lock
+    assert len(list((tmp_path / "cache" / "decoded").iterdir())) == 2  # the records and their lock

@@ -102,7 +102,7 @@ def test_of_replicas_with_an_empty_cache_the_one_that_fills_it_is_killed(start: 
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     words = [*WORDS, "--data", str(tmp_path / "pets"), "--data-dir", str(tmp_path / "cache"), "--steps", "3"]
     launcher = start(1, [*words, "--out", str(tmp_path / "out")], script=LAUNCHER, plain=True)
-    cache = tmp_path / "cache" / "pictures"
+    cache = tmp_path / "cache" / "decoded"
     filling: list[int] = []
 
     def decodes() -> bool:

@@ -90,7 +90,10 @@ def assert_same_bits(start: Any, out: Path, words: list[str], counts: tuple[int,
     assert "replicas over gloo, grains of" in groups[counts[-1]].errors()[0]
 
 
-@pytest.mark.parametrize("preset", [["classic", "--lr", "0.1"], ["quick", "--set", "model.options.widths=[8, 8, 8]"]])
+GROWING = ["--set", "model.options.widths=[8, 8, 8]", "--set", "schedule.resize=[[0.5, 0.75]]"]
+
+
+@pytest.mark.parametrize("preset", [["classic", "--lr", "0.1"], ["quick", *GROWING]])
 def test_with_grains_the_weights_are_the_same_to_the_bit(preset: list[str], start: Any, tmp_path: Path) -> None:
     """13 images in grains of 4, the last one of 1, on one device and on three."""
     words = ["train", "--data", "shapes", "--precision", "fp32", "--threads", "1", "--no-test", "--summary-every", "0"]

@@ -296,6 +296,12 @@ def test_what_is_no_picture_is_refused(picture: object, message: str, run: Run):
         Predictor(run).predict([np.zeros((8, 8, 3), np.uint8), picture])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("picture", ["photo.jpg", Path("photo.jpg"), np.zeros((8, 8, 3), np.uint8)])
+def test_probabilities_are_of_several_pictures(picture: object, run: Run):
+    with pytest.raises(UsageError, match="takes several pictures: put one into a list, or ask predict"):
+        Predictor(run).probabilities(picture)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("top", [0, -1])
 def test_at_least_one_class_is_told(run: Run, top: int):
     with pytest.raises(UsageError, match=f"top is {top}: it must be at least 1"):
@@ -369,6 +375,16 @@ def test_files_folders_and_patterns(arguments: list[str], files: list[str], tree
     assert find_pictures(arguments) == files
     absolute = [name if name == "-" else str(tree / name) for name in arguments]
     assert find_pictures(absolute) == [name if name == "-" else str(tree / name) for name in files]
+
+
+def test_the_home_folder_in_what_a_shell_has_left_alone(tree: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tree))
+    assert find_pictures(["~/a/*.jpg", "~/c"]) == [str(tree / "a/1.jpg"), str(tree / "c/3.webp")]
+    with pytest.raises(DataError, match=r"~/nothing\.png: there is no such file"):
+        Predictor(run).predict("~/nothing.png")
+    with pytest.raises(DataError) as caught:  # it is there, and empty
+        Predictor(run).predict("~/a/1.jpg")
+    assert "no such file" not in str(caught.value)
 
 
 def test_a_folder_without_pictures_is_kept_to_be_told_of(tree: Path, run: Run):

@@ -104,6 +104,7 @@ def test_a_file_that_is_there_is_replaced_and_folders_are_made(predictor: Predic
     export_onnx(predictor, path)
     assert len(onnx.load(path).graph.node) > 5
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    assert export_onnx(predictor, f"{tmp_path}/new/").path == tmp_path / "new" / "model.onnx"
 
 
 def test_a_form_that_answers_otherwise_is_not_written(

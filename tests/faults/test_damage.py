@@ -72,7 +72,7 @@ def test_longer_than_it_should_be(store, two_steps, name):
     falls_back(store, name)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_one_flipped_bit_anywhere(two_steps, data):
     store, path, whole = two_steps
@@ -330,7 +330,7 @@ def test_hostile_safetensors(store, two_steps, what, name):
     falls_back(store, name)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.binary(max_size=200) | st.binary(max_size=100).map(raw))
 def test_any_bytes_as_a_tensor_file_are_an_error_or_tensors(two_steps, data):
     _, path, whole = two_steps

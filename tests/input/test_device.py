@@ -70,7 +70,7 @@ def test_each_distortion_is_that_of_numpy(some_images: Callable[..., np.ndarray]
     check(some_images(12, (32, 32, 3), np.random.default_rng(0)), config)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_all_together_are_those_of_numpy(distortions: Callable[[int], Any], data: st.DataObject) -> None:
     images_NHWC, config, seed = data.draw(distortions(12))

@@ -126,7 +126,7 @@ def test_each_distortion_agrees_with_the_oracle(some_images: Callable[..., np.nd
     check(images_NHWC, draw(6, config, SHAPE, seed=1, epoch=1), config)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), epoch=st.integers(0, 100))
 def test_all_together_agree_with_the_oracle(distortions: Callable[[int], Any], data: st.DataObject, epoch: int) -> None:
     images_NHWC, config, seed = data.draw(distortions(3))
@@ -146,7 +146,7 @@ def test_sums_stay_exact_in_large_pictures(some_images: Callable[..., np.ndarray
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     height=st.integers(1, 12),
     width=st.integers(1, 12),

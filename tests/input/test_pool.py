@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from thumbnet.config import DistortConfig, InputConfig
@@ -39,7 +39,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
     return write_records(tmp_path_factory.mktemp("records"), [17, 1, 42])
 
 
-@settings(deadline=None)
 @given(
     pool_size=st.integers(1, 60),
     start=st.integers(0, 200),

@@ -80,7 +80,7 @@ def test_each_net_takes_crops_of_any_size(net: str, crop: int) -> None:
 
 @pytest.mark.parametrize("net", ["80sec", "18pct"])
 def test_crops_that_pools_leave_nothing_of_are_refused(net: str) -> None:
-    with pytest.raises(UsageError, match=r"distort\.crop is 6: .* needs at least 7"):
+    with pytest.raises(UsageError, match=r"6x6 pixels are too few: .* needs 7x7 \(distort\.crop\)"):
         build_model(ModelConfig(name="cuda-convnet", options={"net": net}), num_classes=10, crop=6)
 
 

@@ -100,7 +100,7 @@ def test_convolution_and_gradients(images: int, inputs: int, outputs: int, heigh
     assert torch.equal(alone, weight_gradient)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     images=st.integers(1, 40),
     blocks=st.tuples(st.integers(1, 3), st.integers(1, 3)),

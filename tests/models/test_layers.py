@@ -60,7 +60,7 @@ def test_same_padding_of_the_tutorial() -> None:
 
 
 @pytest.mark.usefixtures("engine")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),
@@ -154,7 +154,7 @@ def response_norm_by_loops(x_CHW: np.ndarray, radius: int, bias: float, alpha: f
 
 
 @pytest.mark.usefixtures("engine")
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     channels=st.sampled_from([1, 5, 16, 37, 64]),
     radius=st.integers(0, 6),
@@ -227,7 +227,7 @@ def map_norm_by_loops(x_HW: np.ndarray, size: int, alpha: float) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("engine")
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     height=st.integers(1, 8),
     width=st.integers(1, 8),
@@ -285,7 +285,7 @@ def local_by_loops(x_CHW: np.ndarray, layer: LocallyConnected) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("engine")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 5),
     inputs=st.integers(1, 6),

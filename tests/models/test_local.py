@@ -72,7 +72,7 @@ def test_values_and_gradients(images: int, inputs: int, outputs: int, height: in
     assert torch.equal(alone, gradients[1])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     images=st.integers(1, 70),
     blocks=st.tuples(st.integers(1, 3), st.integers(1, 3)),

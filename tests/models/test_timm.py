@@ -15,7 +15,7 @@ from torch import nn
 from thumbnet.cli.main import main
 from thumbnet.config import ModelConfig
 from thumbnet.errors import UsageError
-from thumbnet.models import build_model
+from thumbnet.models import build_model, insist_takes_side
 
 
 class Fixed(nn.Sequential):
@@ -25,6 +25,20 @@ class Fixed(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_chans, width, 4, stride=4), nn.Flatten(), nn.Linear(width * (img_size // 4) ** 2, num_classes)
         )
+
+
+class FixedShapes(nn.Module):
+    """One for one size, which its weights do not tell."""
+
+    def __init__(self, img_size: int, in_chans: int, num_classes: int) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.body = Any(in_chans, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.shape[-1] == self.img_size
+        logits: torch.Tensor = self.body(images)
+        return logits
 
 
 class Any(nn.Sequential):
@@ -44,7 +58,12 @@ class Any(nn.Sequential):
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """Stands for timm."""
-    kinds: dict[str, Callable[..., nn.Module]] = {"fixed_224": Fixed, "resnet18": Any, "two_outputs": nn.Identity}
+    kinds: dict[str, Callable[..., nn.Module]] = {
+        "fixed_224": Fixed,
+        "fixed_shapes": FixedShapes,
+        "resnet18": Any,
+        "two_outputs": nn.Identity,
+    }
     module = types.ModuleType("timm")
 
     def create_model(name: str, *, pretrained: bool, **arguments: object) -> nn.Module:
@@ -82,7 +101,7 @@ def test_options_reach_the_builder():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet81", {}, r"unknown model 'timm/resnet81' - did you mean 'timm/resnet18'\?\ntimm 1\.0 has 3"),
+        ("resnet81", {}, r"unknown model 'timm/resnet81' - did you mean 'timm/resnet18'\?\ntimm 1\.0 has 4"),
         ("", {}, "unknown model 'timm/'"),
         ("resnet18", {"drop_rat": 0.1}, r"timm/resnet18 with model.options .*'drop_rat': 0.1.* cannot be built"),
         ("resnet18", {"pretrained": True}, r"model\.options\.pretrained: not an option here"),
@@ -100,6 +119,17 @@ def test_what_cannot_be_built_is_told(name: str, options: dict[str, object], mes
 def test_pictures_that_are_too_small_are_told():
     with pytest.raises(UsageError, match=r"cannot be built for 7x7 pixels: .*\ntake a larger --set distort\.crop"):
         build("resnet18", crop=7)
+
+
+@pytest.mark.usefixtures("fake")
+def test_smaller_pictures_on_the_way_where_the_network_takes_them():
+    insist_takes_side(ModelConfig(name="timm/resnet18"), 16, crop=32)
+    insist_takes_side(ModelConfig(name="timm/fixed_shapes"), 32, crop=32)
+    for name in ("timm/fixed_224", "timm/fixed_shapes"):
+        with pytest.raises(UsageError, match=f"'{name}' does not train on 16x16 on the way to 32x32: it takes"):
+            insist_takes_side(ModelConfig(name=name), 16, crop=32)
+    with pytest.raises(UsageError, match=r"'timm/resnet18' does not train on 7x7 .*cannot be built for 7x7 pixels"):
+        insist_takes_side(ModelConfig(name="timm/resnet18"), 7, crop=32)
 
 
 def test_without_timm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -69,7 +69,7 @@ def test_values_that_only_overflow_together_have_a_histogram() -> None:
     limit=st.integers(1, 300),
     channels_last=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_sample_is_bounded_and_spread_over_channels(
     shape: tuple[int, int, int, int], limit: int, channels_last: bool
 ) -> None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import random
@@ -141,7 +142,7 @@ def alike(left: object, right: object) -> bool:
     return type(left) is type(right) and left == right
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(info=st.dictionaries(st.text().filter(lambda k: k != "$float"), plain, max_size=5))
 def test_any_info_comes_back(tmp_path_factory, info):
     info = json.loads(json.dumps(info), parse_constant=lambda name: abs(float(name)) if name == "NaN" else float(name))
@@ -187,6 +188,21 @@ def test_tidy_puts_back_what_a_kill_left_in_between(tmp_path, make_checkpoint):
     assert list(tmp_path.iterdir()) == [path]
     assert load_checkpoint(path).step == 3
     tidy_folder(tmp_path / "not there")
+
+
+def test_tidy_deletes_nothing_that_it_cannot_put_back(tmp_path, make_checkpoint, monkeypatch):
+    replaced = tmp_path / ".replaced-step-00000003"
+    save_checkpoint(tmp_path, make_checkpoint(3)).rename(replaced)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        tidy_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == [replaced]
+    tidy_folder(tmp_path)
+    assert load_checkpoint(tmp_path / "step-00000003").step == 3
 
 
 def test_missing_files(tmp_path, make_checkpoint):

@@ -114,6 +114,20 @@ def test_the_newest_run_with_a_checkpoint(tmp_path, recipe, make_checkpoint):
     assert notes == []
 
 
+def test_a_run_whose_only_checkpoint_a_killed_save_has_moved_is_not_passed_over(tmp_path, recipe, make_checkpoint):
+    for name in ("older", "newer"):
+        run = Run.create(tmp_path, recipe, name=name)
+        path = run.checkpoints.save(make_checkpoint(3))
+    path.rename(path.with_name(f".replaced-{path.name}"))
+    assert find_begun(tmp_path, lambda note: pytest.fail(note)).path.name == "newer"
+
+
+def test_the_home_folder_in_a_path(tmp_path, recipe, monkeypatch):
+    run = Run.create(tmp_path / "runs", recipe)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_run(tmp_path / "elsewhere", f"~/runs/{run.path.name}").path == run.path
+
+
 def test_a_folder_of_runs_means_its_newest(tmp_path, recipe):
     out = tmp_path / "cifar10_train"
     for name in ("b", "a"):

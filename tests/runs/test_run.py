@@ -1,3 +1,5 @@
+import ctypes
+import dataclasses
 import errno
 import json
 import math
@@ -12,7 +14,8 @@ import torch
 import thumbnet
 from thumbnet.config import load_preset
 from thumbnet.errors import CheckpointError, ThumbnetError, UsageError
-from thumbnet.runs.run import Run
+from thumbnet.kernels import Library
+from thumbnet.runs.run import Run, arithmetic
 
 
 def names(folder: Path) -> list[str]:
@@ -57,15 +60,20 @@ def test_runs_made_at_once_get_folders_of_their_own(tmp_path, recipe):
     assert len(set(made)) == len(names(tmp_path)) == 8
 
 
-def test_a_name(tmp_path, recipe):
+def test_a_name(tmp_path, recipe, make_checkpoint):
     run = Run.create(tmp_path, recipe, name="first.try_2")
     assert run.path == tmp_path / "first.try_2"
     (run.path / "log.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"never overwritten.*thumbnet train --resume") as error:
+    with pytest.raises(UsageError, match=r"never overwritten: choose another name$") as error:
         Run.create(tmp_path, recipe, name="first.try_2")
     assert error.value.exit_code == 2
-    assert "choose another name" in str(error.value)
     assert (run.path / "log.txt").read_text() == "mine"
+    run.checkpoints.save(make_checkpoint(3))  # now there is something to go on with
+    with pytest.raises(UsageError, match=r"choose another name, or go on with it: thumbnet train --resume /"):
+        Run.create(tmp_path, recipe, name="first.try_2")
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UsageError, match=r"pictures exists, .* choose another name$"):
+        Run.create(tmp_path, recipe, name="pictures")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/abs", "-x", ".hidden", "a b", "ü", "a\nb", "a\n", "x" * 101])
@@ -255,14 +263,33 @@ def test_a_run_remembers_to_leave_the_test_set_alone(tmp_path, recipe):
     assert (again.created, again.data_dir, again.threads) == (run.created, tmp_path, run.threads)
 
 
+def test_other_kernels_are_other_arithmetic(monkeypatch):
+    """Their sums may round otherwise."""
+    library = Library(handle=ctypes.CDLL(None), why="", version="0123")
+    monkeypatch.setattr("thumbnet.runs.run.load_library", lambda: library)
+    before = arithmetic()
+    assert before["kernels"].endswith(" 0123")
+    library = dataclasses.replace(library, version="4567")
+    assert {name for name, value in arithmetic().items() if value != before[name]} == {"kernels"}
+    library = dataclasses.replace(library, handle=None)
+    assert arithmetic()["kernels"] == "none"
+
+
 def test_the_lock_of_one_process(tmp_path, recipe):
     run = Run.create(tmp_path, recipe)
     (run.checkpoints.folder / ".tmp-step-00000001").mkdir()
     (run.path / ".tmp-metrics.jsonl-0123abcd").write_bytes(b"half")
+    (run.path / ".tmp-model.onnx-0123abcd").write_bytes(b"being written by an export, which takes no lock")
     assert not run.is_training()
     with run.lock():
         assert names(run.checkpoints.folder) == []
-        assert names(run.path) == [".lock", "checkpoints", "recipe.toml", "run.json"]
+        assert names(run.path) == [
+            ".lock",
+            ".tmp-model.onnx-0123abcd",
+            "checkpoints",
+            "recipe.toml",
+            "run.json",
+        ]
         assert Run.open(run.path).is_training()
         with pytest.raises(CheckpointError, match=f"process {os.getpid()} on .* is training this run"), run.lock():
             pytest.fail("two locks")

@@ -251,7 +251,7 @@ def test_only_this_machine_s_own_names_lead_here(lasting: Any, host: str, status
 WHOLE = [saved(NOISE), saved(RED_IMAGE, "JPEG"), saved(RED_IMAGE, "WEBP")]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(picture=st.sampled_from(WHOLE), place=st.integers(0, 10_000), change=st.integers(1, 255), cut=st.booleans())
 def test_a_damaged_picture_never_is_an_error_of_ours(
     lasting: Any, picture: bytes, place: int, change: int, cut: bool
@@ -263,7 +263,7 @@ def test_a_damaged_picture_never_is_an_error_of_ours(
     assert lasting.predict(bytes(data))[0] in (200, 422)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     body=st.lists(
         st.sampled_from([b"--xyz", b"--", b"\r\n", b"\n", b"Content-Disposition: form-data", b';name="a"', RED, b"\0"])

@@ -9,16 +9,21 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from thumbnet import engine
-from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
+from thumbnet.config import Recipe, load_preset, recipe_from_dict, recipe_to_dict
 from thumbnet.data.dataset import Splits
 from thumbnet.errors import CheckpointError, DivergedError, UsageError
+from thumbnet.input.pipeline import Batch
 from thumbnet.monitor.neighbours import Neighbours
 from thumbnet.runs.checkpoint import Checkpoint, read_manifest
+from thumbnet.runs.facts import write_facts
 from thumbnet.runs.run import Run
 from thumbnet.training import loop
 from thumbnet.training.loop import Outcome
-from thumbnet.training.progress import TrainClock, length_of
+from thumbnet.training.progress import TrainClock
 from thumbnet.training.session import resumed_recipe, start_run
+from thumbnet.training.state import TrainingState
+from thumbnet.training.step import StepResult, train_step
+from thumbnet.training.whole import Options, train_on
 
 
 def changed(recipe: Recipe, **overrides: object) -> Recipe:
@@ -62,6 +67,89 @@ def test_a_longer_training_goes_on_from_a_finished_one(
     short.change_recipe(resumed_recipe(short, {"train.steps": 30}))
     train(short, resume=True)
     assert newest_bytes(short) == newest_bytes(whole)
+
+
+def speed_recipe(**overrides: object) -> Recipe:
+    """A short training of a speed network, as narrow as its kernels take it."""
+    short = {"data.name": "shapes", "input.batch_size": 48, "train.steps": 12, "train.precision": "fp32"}
+    narrow = {"model.options.widths": [32, 32, 64], "train.summary_every": 0}
+    return changed(load_preset("quick", short | narrow), **overrides)
+
+
+def test_pictures_grow_on_the_way_the_same_to_the_bit_after_a_resume(
+    train: Train, newest_bytes: Bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: list[int] = []
+
+    def noted(state: TrainingState, batch: Batch, **arguments: object) -> StepResult:
+        sides.append(batch.images.shape[-1])
+        return train_step(state, batch, **arguments)
+
+    monkeypatch.setattr(loop, "train_step", noted)
+    recipe = speed_recipe(schedule__resize=[[0.25, 0.5], [0.5, 0.75]])
+    whole = Run.create(tmp_path, recipe, "whole")
+    train(whole)
+    assert sides == [16] * 3 + [24] * 3 + [32] * 6
+    parts = Run.create(tmp_path, recipe, "parts")
+    for resume, steps in ((False, 2), (True, 4), (True, 3)):
+        assert train(parts, resume=resume, stop_after=steps).stopped_by == 15
+    train(parts, resume=True)
+    assert sides[12:] == sides[:12]
+    assert newest_bytes(parts) == newest_bytes(whole)
+    plain = Run.create(tmp_path, speed_recipe(schedule__resize=[]), "plain")
+    train(plain)
+    assert newest_bytes(plain) != newest_bytes(whole)
+
+
+def test_tensorboards_graph_is_of_the_size_that_pictures_grow_to(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Size] = []
+    monkeypatch.setattr(loop.Summaries, "graph", lambda _, model, example: seen.append(example.shape))
+    recipe = speed_recipe(schedule__resize=[[0.5, 0.5]], train__summary_every=1, train__steps=2)
+    train(Run.create(tmp_path, recipe, "run"))
+    assert seen == [(1, 3, 32, 32)]
+
+
+def test_a_network_of_one_size_is_refused_smaller_pictures(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'classic' does not train on 12x12 on the way to 24x24") as caught:
+        start_run(changed(recipe, schedule__resize=[[0.5, 0.5]]), tmp_path, "run", lambda _: splits)
+    assert "--set 'schedule.resize=[]'" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
+    train: Train, newest_bytes: Bytes, recipe: Recipe, splits: Splits, tmp_path: Path
+) -> None:
+    whole = Run.create(tmp_path, recipe, "whole")
+    train(whole)
+    short = Run.create(tmp_path, changed(recipe, train__steps=12), "short")
+    train(short)
+    write_facts(short.path, splits)
+    (short.checkpoints.path(12) / "manifest.json").write_text("{")
+    short.change_recipe(resumed_recipe(short, {"train.steps": 30}))
+    train(short, resume=True)
+    assert newest_bytes(short) == newest_bytes(whole)
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
+    train: Train, recipe: Recipe, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path, changed(recipe, data__name="shapes", train__steps=6), "run")
+    train(run)
+    before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file() and path.name != "log.txt"}
+    assert "result.json" in before
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UsageError("more replicas than grains")
+
+    monkeypatch.setattr(loop, "team_for", refuse)
+    monkeypatch.setattr("thumbnet.training.whole.load_splits", lambda *_, **__: splits)
+    monkeypatch.setattr("thumbnet.training.whole.check_facts", lambda *_: None)
+    with pytest.raises(UsageError, match="more replicas"):
+        train_on(Run.open(run.path), {"train.steps": 12}, Options(quiet=True))
+    after = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file() and path.name != "log.txt"}
+    assert {name: after.get(name) for name in before} == before
 
 
 def test_a_resume_may_not_change_what_a_step_computes(recipe: Recipe, tmp_path: Path) -> None:
@@ -288,14 +376,6 @@ def test_a_learning_network_learns(train: Train, recipe: Recipe, splits: Splits,
     assert result["test"]["average"]["accuracy"] > 0.25
     assert result["test"]["raw"]["accuracy"] > 0.2
     assert set(result) >= {"run", "preset", "steps", "epochs", "start_seconds", "train_seconds", "precision"}
-
-
-def test_length_of_a_training(recipe: Recipe) -> None:
-    assert length_of(changed(recipe, train__epochs=3.0), 1000).steps == 63  # 3 x 1000 / 48 = 62.5
-    assert length_of(changed(recipe, train__epochs=0.1, input__batch_size=100), 1000).steps == 1
-    assert length_of(changed(recipe, train__steps=0, train__time_limit_s=5.0), 1000).steps is None
-    with pytest.raises(UsageError, match="--batch-size 48 is larger than the training set"):
-        length_of(recipe, 47)
 
 
 def test_a_run_without_data_leaves_no_folder(recipe: Recipe, splits: Splits, tmp_path: Path) -> None:

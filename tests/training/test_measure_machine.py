@@ -1,8 +1,10 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from thumbnet import engine
@@ -39,7 +41,43 @@ def test_the_matrix_product_and_the_input_are_measured(monkeypatch: pytest.Monke
 def test_operations_of_a_picture_by_hand() -> None:
     # The table of the tutorial's layers: 24x24 and 12x12 pixels, 5x5 kernels, then the dense layers.
     macs = 576 * 75 * 64 + 144 * 1600 * 64 + 2304 * 384 + 384 * 192 + 192 * 10
-    assert measure.training_flops(load_preset("classic")) == 6 * macs
+    recipe = load_preset("classic")
+    assert measure.step_flops(recipe) == measure.training_flops(recipe) == 6 * macs
+
+
+def test_smaller_pictures_count_for_as_long_as_they_are_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_preset("quick", {"schedule.resize": [[0.25, 0.5], [0.5, 0.75]]})
+    whitened, first, second, third = np.array([[15, 23, 31], [7, 11, 15], [3, 5, 7], [1, 2, 3]]) ** 2  # pixels
+    macs = whitened * (12 + 9 * 64) * 24 + first * 9 * 64 * (64 + 128) + second * 9 * 128 * (128 + 128)
+    macs += third * 9 * 128 * 128 + 128 * 10
+    assert [measure.multiply_adds(recipe, side) for side in (16, 24, 32)] == macs.tolist()
+    assert measure.training_flops(recipe) == pytest.approx(6 * macs @ [0.25, 0.25, 0.5])
+    assert measure.step_flops(recipe) == 6 * macs[2]
+    monkeypatch.setattr(measure_machine, "load_preset", lambda name: recipe if name == "quick" else load_preset(name))
+    # Steps are measured on pictures as they become, 1,000 images a second here; the training has smaller ones, too.
+    steps = {"quick": measure_machine.sum_up(recipe, {"kernels": [1000.0], "plain": [500.0]}, 1.0)}
+    assert steps["quick"]["tflops"] == pytest.approx(1000 * 6 * macs[2] / 1e12)
+    speed = measure_machine.estimates(steps)["quick"]["images_per_second"]
+    assert speed == pytest.approx(1000 * macs[2] / (macs @ [0.25, 0.25, 0.5]))
+
+
+def test_what_takes_long_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def step_apart(name: str, _: float, *, kernels: bool, **__: object) -> float:
+        clock[0] += 20.0 if name == "fast" and not kernels else 5.0
+        return 100.0 if kernels else 50.0
+
+    monkeypatch.setattr(measure_machine, "step_apart", step_apart)
+    monkeypatch.setattr(measure_machine, "has_kernels", lambda recipe: True)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    recipes = {name: load_preset(name) for name in ("quick", "fast")}
+    found = measure_machine.measure_steps(recipes, 3.0, threads=None, note=lambda _: None)
+    assert found == {
+        "quick": {"kernels": [100.0, 100.0], "plain": [50.0, 50.0]},
+        "fast": {"kernels": [100.0, 100.0], "plain": [50.0]},
+    }
+    assert measure_machine.sum_up(recipes["fast"], found["fast"], 1.0)["times_plain"] == 2.0
 
 
 CAPPED = """

@@ -163,6 +163,29 @@ def test_a_table_marks_the_highest_of_each_column() -> None:
     assert table_of(rows[1:2], ("cat", "frog")) == []
 
 
+def test_what_was_asked_after_the_checkpoint_is_asked_again(train: Train, tmp_path: Path) -> None:
+    whole, parts = (Run.create(tmp_path, book(), name) for name in ("whole", "parts"))
+    train(whole)
+    train(parts, stop_after=5)
+    lost = {"key": "one.bin:0", "label": 6, "logits": [0.0] * 10}
+    parts.append_metrics({"step": 12, "epoch": 1, "first_picture": lost})  # of a session that was killed
+    train(parts, resume=True)
+    tables = [table_of(run.read_metrics(), [str(number) for number in range(10)]) for run in (whole, parts)]
+    assert tables[0] == tables[1]
+
+
+def test_a_table_shows_what_was_not_finite() -> None:
+    picture = {"key": "a.bin:0", "label": 1}
+    rows = [
+        {"step": 0, "epoch": 0, "first_picture": picture | {"logits": [None, -0.25]}},
+        {"step": 9, "epoch": 1, "first_picture": picture | {"logits": [None, None]}},
+    ]
+    assert table_of(rows, ("cat", "frog"))[2:] == [
+        "  0 cat         nan         nan",
+        "  1 frog     -0.250*        nan",
+    ]
+
+
 @pytest.mark.parametrize(
     ("stops", "again"),
     [((5,), []), ((12,), []), ((3, 4, 9), ["epoch 1: one.bin", "epoch 1: two.bin", "epoch 2: one.bin"])],

@@ -1,7 +1,7 @@
 import pytest
 
 from thumbnet.config import ScheduleConfig
-from thumbnet.training.schedules import rate_factor
+from thumbnet.training.schedules import Phase, phases_of, rate_factor
 
 
 def test_the_tutorials_first_stair_falls_at_its_step() -> None:
@@ -31,3 +31,21 @@ def test_piecewise_is_linear_between_its_points(progress: float, expected: float
 def test_stairs_are_where_they_are_named(epoch: float, expected: float) -> None:
     config = ScheduleConfig(name="stairs", at_epochs=(120, 130), factor=0.1)
     assert rate_factor(config, progress=0, epoch=epoch) == pytest.approx(expected)
+
+
+def test_pictures_have_one_size_unless_they_are_resized() -> None:
+    assert phases_of(ScheduleConfig(), 24) == [Phase(start=0.0, end=1.0, side=24)]
+
+
+def test_pictures_grow_in_phases() -> None:
+    phases = phases_of(ScheduleConfig(resize=((0.25, 0.5), (0.75, 0.76))), 32)
+    assert [(phase.start, phase.end, phase.side) for phase in phases] == [
+        (0, 0.25, 16),
+        (0.25, 0.75, 24),
+        (0.75, 1, 32),
+    ]
+    assert [phase.share for phase in phases] == [0.25, 0.5, 0.25]
+
+
+def test_a_picture_keeps_a_pixel() -> None:
+    assert phases_of(ScheduleConfig(resize=((0.5, 0.1),)), 4)[0].side == 1

@@ -65,10 +65,10 @@ def _run_input(args: argparse.Namespace) -> int:
     from thumbnet.monitor.machine import describe_machine
     from thumbnet.training.measure import measure_input
 
-    if args.out is not None:
-        make_writable(args.out)
     wanted = {"data.name": args.data, "input.batch_size": args.batch_size}
     recipe = load_preset(args.preset, {key: value for key, value in wanted.items() if value is not None})
+    if args.out is not None:
+        make_writable(args.out)
     engine.prepare(args.threads)
     dataset = load_splits(recipe.data, data_dir=args.data_dir, offline=args.offline, note=note).train
     with TrainingInput(dataset, recipe.distort, recipe.input, seed=recipe.seed) as batches:

@@ -57,8 +57,6 @@ def run_devices(args: argparse.Namespace) -> int:
     if args.measured is not None and place is not None:
         _measure_as_replica(args, place)
         return 0
-    if args.out is not None:
-        make_writable(args.out)
     result = _compare(args)
     tell_result(result, _lines(result), as_json=args.json, out=args.out)
     return 0
@@ -79,6 +77,13 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     recipe = load_preset(args.preset, _overrides(args))
     if count > recipe.input.batch_size:
         raise UsageError(f"{count} devices, and --batch-size {recipe.input.batch_size} has no image for each")
+    engine.resolve_precision(recipe.train.precision)  # tells of one that is not to be had here
+    if args.out is not None:
+        make_writable(args.out)
+    if args.trace is not None:
+        if args.trace.suffix == ".gz":
+            raise UsageError(f"--trace {args.trace}: it is written as it is: give a name without .gz")
+        make_writable(args.trace, "--trace")
     load_splits(recipe.data, data_dir=args.data_dir, offline=args.offline, note=note)  # fetched once, before the clock
     with tempfile.TemporaryDirectory(prefix="thumbnet-") as folder:
         trace = args.trace or Path(folder) / "trace.json"

@@ -157,15 +157,15 @@ def _show(args: argparse.Namespace) -> int:
     from thumbnet.data import load_splits
     from thumbnet.errors import UsageError
     from thumbnet.input.mosaic import draw_mosaic, sample
-    from thumbnet.runs.run import read_entry
+    from thumbnet.runs.run import kept_data_dir
 
     if args.count > 200:
         raise UsageError(f"--count is {args.count}: a mosaic holds at most 200 samples")
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed is {args.seed}: it must be from 0 to 2**63 - 1")
     data = dataclasses.replace(recipe.data, skip_bad=True)
-    kept = read_entry(args.recipe.parent, "data_dir") if args.recipe else None  # where the run of that recipe had it
-    data_dir = args.data_dir or (Path(kept) if kept else None)
+    kept = kept_data_dir(args.recipe.parent) if args.recipe else None  # where the run of that recipe had it
+    data_dir = args.data_dir or kept
     train = load_splits(data, data_dir=data_dir, offline=args.offline, note=note).train
     chosen = sample(train, args.count, seed=args.seed)
     by = Path(*args.recipe.parts[-2:]) if args.recipe else f"the preset {preset}"  # a run's name and recipe.toml

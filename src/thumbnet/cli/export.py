@@ -9,7 +9,7 @@ import shlex
 from typing import Any
 
 from thumbnet.cli.chosen import predictor_of
-from thumbnet.cli.flags import WEIGHTS_IN_WORDS, add_checkpoint_flags, add_engine_flags, add_out_flag, user_path
+from thumbnet.cli.flags import WEIGHTS_IN_WORDS, add_checkpoint_flags, add_engine_flags, add_out_flag
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.set_defaults(parser=parser)
     parser.add_argument("run_name", nargs="?", metavar="RUN", help="name or folder of a run (the newest in --out)")
-    parser.add_argument("--to", type=user_path, metavar="FILE", help="where to (model.onnx in the run's folder)")
+    parser.add_argument("--to", metavar="FILE", help="where to, or a folder/ (model.onnx in the run's folder)")
     add_out_flag(parser)
     add_checkpoint_flags(parser)
     add_engine_flags(parser)
@@ -32,10 +32,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export and say how well it agrees; returns the exit code."""
-    from thumbnet.exporting.write import MODEL_FILE, export_onnx
+    from thumbnet.exporting.write import export_onnx
 
     predictor = predictor_of(args)
-    done = export_onnx(predictor, args.to or predictor.run.path / MODEL_FILE, args.threads)
+    done = export_onnx(predictor, predictor.run.path if args.to is None else args.to, args.threads)
     if args.json:
         print(json.dumps(dataclasses.asdict(done) | {"path": str(done.path), "step": predictor.step}))
         return 0

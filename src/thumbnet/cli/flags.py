@@ -115,6 +115,17 @@ def half_precision() -> Literal["bf16", "fp16"]:
     return "bf16" if engine.device().type == "cpu" else "fp16"
 
 
+def number_above_0(text: str) -> float:
+    """Parse a number above 0; argparse turns the error into a usage error."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, found '{text}'")
+    return value
+
+
 def whole_number(text: str) -> int:
     """Parse a whole number of 1 or more; argparse turns the error into a usage error."""
     try:
@@ -169,13 +180,13 @@ def setting(text: str) -> tuple[str, object]:
         return key, {"True": True, "False": False}.get(value, value)
 
 
-def make_writable(path: Path) -> None:
-    """Make sure that a result can be written before it takes time to measure it."""
+def make_writable(path: Path, flag: str = "--out") -> None:
+    """Make sure that a result can be written, to the file that a flag names, before it takes time to measure it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as error:
-        raise UsageError(f"--out {path}: cannot write this file: {error.strerror or error}") from error
+        raise UsageError(f"{flag} {path}: cannot write this file: {error.strerror or error}") from error
 
 
 def tell_result(result: dict[str, Any], lines: Sequence[str], *, as_json: bool, out: Path | None) -> None:

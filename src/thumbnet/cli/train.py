@@ -17,6 +17,7 @@ from thumbnet.cli.flags import (
     duration,
     half_precision,
     note,
+    number_above_0,
     setting,
     user_path,
     whole_number,
@@ -41,7 +42,7 @@ RECIPE_FLAGS: tuple[tuple[str, str | None, str, Callable[[str], object], str], .
     ("--image-size", None, "data.image_size", whole_number, "side that pictures of a folder are resized to (32)"),
     ("--model", None, "model.name", str, "classic, speed ... or timm/NAME, any network of timm"),
     ("--steps", "--max_steps", "train.steps", whole_number, "steps to train"),
-    ("--epochs", None, "train.epochs", float, "epochs to train"),
+    ("--epochs", None, "train.epochs", number_above_0, "epochs to train"),
     ("--batch-size", "--batch_size", "input.batch_size", whole_number, "images of one step, over all devices"),
     ("--pool", None, "input.pool", float, "shuffling pool, as a fraction of an epoch (0 none, 1 all)"),
     ("--lr", "--learning-rate", "optimizer.learning_rate", float, "peak learning rate"),
@@ -54,7 +55,7 @@ RECIPE_FLAGS: tuple[tuple[str, str | None, str, Callable[[str], object], str], .
     ("--keep", None, "train.keep", whole_number, "newest checkpoints kept, beside the best"),
 )
 
-METAVARS: dict[Callable[[str], object], str] = {str: "NAME", float: "X"}
+METAVARS: dict[Callable[[str], object], str] = {str: "NAME", float: "X", number_above_0: "X"}
 
 
 def add_parser(subparsers: Any) -> None:

@@ -66,7 +66,8 @@ def load_splits(
         splits = load_own(config, cache_dir(data_dir), note)
     else:
         splits = _load_known(config, cache_dir(data_dir), offline=offline, note=note)
-    return dataclasses.replace(splits, config=config)
+    kept = None if data_dir is None else expand_home(data_dir).absolute()
+    return dataclasses.replace(splits, config=config, data_dir=kept)
 
 
 def known_class_names(name: str) -> tuple[str, ...] | None:
@@ -131,7 +132,7 @@ def _load_known(config: DataConfig, cache: Path, *, offline: bool, note: Callabl
     if config.image_size not in (DataConfig.image_size, train.image_shape[0]):
         raise UsageError(
             f"--image-size {config.image_size}: the pictures of {train.name} are "
-            f"{train.image_shape[0]}x{train.image_shape[1]}\nthe flag is for a folder of one's own pictures"
+            f"{train.image_shape[0]}x{train.image_shape[1]}\nonly a folder of one's own pictures has a choice of size"
         )
     validation = None
     if config.validation:

@@ -157,6 +157,8 @@ class Splits:
     """Tells these examples from all others where files may change: in data sets of one's own; else empty."""
     config: DataConfig | None = None
     """What was asked for, a path in it absolute; None for data made by hand."""
+    data_dir: Path | None = None
+    """The cache that was named for it, if one was."""
 
 
 def open_records(name: str, class_names: Sequence[str], layout: RecordFormat, paths: Sequence[Path]) -> ImageDataset:

@@ -104,7 +104,10 @@ def _good(listing: Listing, decoded: DecodedPictures, *, skip_bad: bool, note: N
     if len(lines) > _LISTED_BAD:
         note(f"  and {len(lines) - _LISTED_BAD:,} more")
     if not good.any():
-        raise DataError(f"{listing.where}: none of the {len(listing):,} pictures can be read (see above)")
+        raise DataError(
+            f"{listing.where}: none of the {len(listing):,} pictures can be read; listed above, and all of them in "
+            f"{decoded.unreadable}"
+        )
     if not skip_bad:
         raise DataError(
             f"{listing.where}: {count}; listed above, and all of them in {decoded.unreadable}\n"

@@ -1,6 +1,6 @@
 """Pictures decoded once, kept as records in the cache.
 
-cache/pictures/flowers-1f0c5a2b9d3e/
+cache/decoded/flowers-1f0c5a2b9d3e/
   records.bin      one record for each picture, in an order of chance, which is the same every time
   digests.bin      8 bytes for each record: a hash of its pixels
   index.json       the key that the pictures had, and which of them cannot be decoded, and why
@@ -85,7 +85,7 @@ def decode_listing(listing: Listing, size: int, cache: Path, note: Note) -> Deco
     # The order of the names would put whole classes one after the other, and a shuffling pool smaller than the set
     # could not mix them.
     numbers = np.random.Generator(np.random.Philox(key=_ORDER_SEED)).permutation(len(listing))
-    folder = cache / "pictures" / _folder_name(listing, size)
+    folder = cache / "decoded" / _folder_name(listing, size)
     key = _key(listing, size)
     bad = _kept(listing, numbers, size, folder, key)
     if bad is None:

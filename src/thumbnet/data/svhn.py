@@ -235,7 +235,13 @@ def _mat_file(file: MatFile, root: Path, folder: Path, *, offline: bool, note: N
     note(f"{archive.name}: fetching {archive.url} ({archive.size_bytes / 1e6:,.0f} MB)")
     try:
         with transfer(archive.name, archive.size_bytes, note) as advance:
+            resumed = partial.exists()
             download(archive, partial, limits, advance=advance, note=note)
+            if resumed and _problem(partial, archive):
+                note(f"{archive.name}: what an earlier transfer had left is damaged; fetching all of it again")
+                partial.unlink()
+                advance(-archive.size_bytes)
+                download(archive, partial, limits, advance=advance, note=note)
     except DataError as error:
         raise DataError(f"{archive.url}: {error}.\n{advice}") from error
     problem = _problem(partial, archive)

@@ -69,7 +69,7 @@ def launch(words: Sequence[str], *, count: int, max_restarts: int) -> int:
             signals_to_handle="SIGTERM,SIGINT",
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "thumbnet.distributed.worker", *words)
+            elastic_launch(config, sys.executable)("-P", "-m", "thumbnet.distributed.worker", *words)
         except SignalException as stopped:
             return 128 + int(stopped.sigval)
         except ChildFailedError as error:

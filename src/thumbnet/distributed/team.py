@@ -76,12 +76,14 @@ class Team:
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of this replica's images; the backward that follows averages the gradients."""
-        model = self._model if self.replicas.count == 1 else self._synchronized(images)
-        logits: Tensor = model(images)
+        self.get_ready(images)
+        logits: Tensor = (self._parallel or self._model)(images)
         return logits
 
-    def _synchronized(self, images: Tensor) -> DistributedDataParallel:
-        """Return the network with hooks on the gradients of the layers that learn at present; takes any images."""
+    def get_ready(self, images: Tensor) -> None:
+        """Hook the gradients of the layers that learn at present, if that has not been done; takes any images."""
+        if self.replicas.count == 1:
+            return
         learning = [parameter.requires_grad for parameter in self._model.parameters()]
         if self._parallel is None or learning != self._learning:
             self._parallel, self._learning = None, learning
@@ -92,7 +94,6 @@ class Team:
             )
             if self.replicas.count > 2:
                 self._settle_buckets(images)
-        return self._parallel
 
     def _settle_buckets(self, images: Tensor) -> None:
         """Go forward and back once, without effect: from the second time on DDP's buckets stay as they are.

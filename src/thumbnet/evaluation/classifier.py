@@ -20,6 +20,7 @@ from PIL import Image
 from thumbnet.config import insist_within
 from thumbnet.data.decode import PictureError, decode_picture
 from thumbnet.errors import DataError, UsageError
+from thumbnet.files import expand_home_in
 from thumbnet.printing import printable
 
 STDIN = "-"
@@ -126,6 +127,8 @@ class Classifier(ABC):
             DivergedError: the network's output is not finite.
             UsageError: something is no picture.
         """
+        if isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) in (2, 3):
+            raise UsageError("probabilities takes several pictures: put one into a list, or ask predict")
         squares = [self._square(picture, number) for number, picture in enumerate(pictures)]
         return self.ask(np.stack(squares) if squares else np.zeros((0, *self.image_shape), np.uint8))
 
@@ -159,7 +162,7 @@ class Classifier(ABC):
     def _square(self, picture: Picture, number: int) -> np.ndarray:
         """Return a picture as the network's data were made, uint8 [H, W, C]; `number` names it in messages."""
         if isinstance(picture, str | os.PathLike):
-            decoded = self._decode(os.fspath(picture), None)
+            decoded = self._decode(expand_home_in(os.fspath(picture)), None)
             if isinstance(decoded, str):
                 raise DataError(f"{printable(os.fspath(picture))}: {printable(decoded)}")
             return decoded

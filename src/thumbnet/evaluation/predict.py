@@ -25,6 +25,7 @@ from thumbnet.evaluation.classifier import STDIN, Classifier
 from thumbnet.evaluation.evaluate import batch_size_for, predict_logits
 from thumbnet.evaluation.evaluator import choose_weights
 from thumbnet.evaluation.metrics import Weights, insist_finite
+from thumbnet.files import expand_home_in
 from thumbnet.models import build_model
 from thumbnet.printing import printable
 from thumbnet.runs.checkpoint import fit_state, load_weights, read_manifest
@@ -117,7 +118,7 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
     """
     files: list[str] = []
     # The methods of a Path raise where a name is too long or a folder above it is closed (before Python 3.14).
-    for argument in arguments:
+    for argument in map(expand_home_in, arguments):
         if argument == STDIN or os.path.isfile(argument):  # noqa: PTH113
             files.append(argument)
         elif os.path.isdir(argument):  # noqa: PTH112

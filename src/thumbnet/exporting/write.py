@@ -24,7 +24,7 @@ from thumbnet.exporting.network import PictureNet
 from thumbnet.exporting.packages import import_onnx
 from thumbnet.exporting.read import INPUT, METADATA, OUTPUT, OnnxClassifier, messages_in
 from thumbnet.extras import ONNX
-from thumbnet.files import replace_file, write_error
+from thumbnet.files import expand_home, replace_file, write_error
 
 MODEL_FILE = "model.onnx"
 """In the run's folder, where nothing else is asked for."""
@@ -50,7 +50,7 @@ class Export:
     """The run's own arithmetic."""
 
 
-def export_onnx(predictor: Predictor, path: Path, threads: int | None = None) -> Export:
+def export_onnx(predictor: Predictor, to: str | os.PathLike[str], threads: int | None = None) -> Export:
     """Write a run's network, with the preprocessing of its pictures and the names of its classes, as an ONNX file.
 
     Input `pictures`: uint8 [N, H, W, C], any N, of the size that the run was trained on. Output `probabilities`:
@@ -58,7 +58,7 @@ def export_onnx(predictor: Predictor, path: Path, threads: int | None = None) ->
 
     Args:
         predictor: the run's network.
-        path: the file; one that is there is replaced. Of a folder, `model.onnx` in it.
+        to: the file; one that is there is replaced. Of a folder, or what ends with a slash, `model.onnx` in it.
         threads: processor threads that onnxruntime is compared with; None for every core.
 
     Raises:
@@ -68,7 +68,8 @@ def export_onnx(predictor: Predictor, path: Path, threads: int | None = None) ->
     """
     for package in ONNX:
         import_onnx(package)
-    if os.path.isdir(path):  # noqa: PTH112 - the method of a Path raises where a name is too long
+    path = expand_home(Path(to))
+    if os.fspath(to).endswith("/") or os.path.isdir(path):  # noqa: PTH112 - a Path's method raises for long names
         path = path / MODEL_FILE
     network = copy.deepcopy(predictor.network).cpu().float()
     plain = PictureNet(network, predictor.run.recipe.distort, predictor.image_shape).eval()
@@ -141,7 +142,7 @@ def _describe(model: Any, predictor: Predictor) -> None:
     facts = {
         "format": 1,
         "thumbnet": thumbnet.__version__,
-        "run": run.path.name,
+        "run": run.path.absolute().name,
         "preset": recipe.preset,
         "model": recipe.model.name,
         "data": Path(recipe.data.name).name,

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from thumbnet.config import ModelConfig
@@ -13,7 +14,7 @@ from thumbnet.errors import UsageError, did_you_mean
 from thumbnet.models.classic import build_classic
 from thumbnet.models.cuda_convnet import build_cuda_convnet
 from thumbnet.models.speed import build_speed
-from thumbnet.models.timm import PREFIX, build_timm
+from thumbnet.models.timm import PREFIX, build_timm, has_fixed_size
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "classic": build_classic,
@@ -56,3 +57,36 @@ def build_model(config: ModelConfig, *, num_classes: int, crop: int, channels: i
         return build(num_classes=num_classes, crop=crop, channels=channels, **config.options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"model.options is {config.options}: '{config.name}' cannot be built: {error}") from error
+
+
+def insist_takes_side(config: ModelConfig, side: int, *, crop: int) -> None:
+    """Refuse pictures of another size than a network is built for, unless it takes them with the same weights.
+
+    A network counts as one that does if, built for either size, its weights have the same shapes.
+
+    Args:
+        config: the network.
+        side: of the pictures, in pixels.
+        crop: side that it is built for.
+
+    Raises:
+        UsageError: it takes no such pictures.
+    """
+    if side == crop:
+        return
+    why = "it takes pictures of one size alone"
+    try:
+        with torch.device("meta"):
+            built, other = (_weight_shapes(build_model(config, num_classes=10, crop=each)) for each in (crop, side))
+        if built == other and not has_fixed_size(config.name):
+            return
+    except UsageError as error:
+        why = str(error).splitlines()[0]
+    raise UsageError(
+        f"schedule.resize: '{config.name}' does not train on {side}x{side} on the way to {crop}x{crop}: {why}\n"
+        "take larger scales, or none: --set 'schedule.resize=[]'"
+    )
+
+
+def _weight_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in model.state_dict().items()}

@@ -43,7 +43,10 @@ def build_cuda_convnet(*, num_classes: int, crop: int, channels: int = 3, net: s
         raise ValueError(f"net is '{net}': it must be one of {', '.join(NETS)}")
     shared = net in ("80sec", "18pct")
     if shared and crop < 7:
-        raise UsageError(f"distort.crop is {crop}: cuda-convnet's {net} halves its input three times, needs at least 7")
+        raise UsageError(
+            f"{crop}x{crop} pixels are too few: cuda-convnet's {net} halves its input three times and needs 7x7 "
+            "(distort.crop)"
+        )
     build = _shared_weights if shared else _local_weights
     return PooledFirst(build(num_classes, crop, channels, net))
 

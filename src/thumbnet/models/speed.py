@@ -134,7 +134,7 @@ class NormGelu(nn.Module):
         if self.training and images_NCHW.numel() == len(self.bias):
             raise UsageError(
                 "a batch of one picture of this size leaves one value to normalize: train on more pictures at once "
-                "(--batch-size, and --grain if given), or on larger ones (--set distort.crop=16)"
+                "(--batch-size, and --grain if given), or on larger ones (distort.crop of 17 and more, schedule.resize)"
             )
         layout = None
         if len(self.bias) % 32 == 0 and images_NCHW.numel():
@@ -230,7 +230,10 @@ def build_speed(
         UsageError: the input is too small, there are not three widths, or an option is of another type.
     """
     if crop < 9:
-        raise UsageError(f"distort.crop is {crop}: the speed network halves its input three times and needs at least 9")
+        raise UsageError(
+            f"{crop}x{crop} pixels are too few: the speed network halves its input three times and needs 9x9 "
+            "(distort.crop)"
+        )
     if (
         not isinstance(widths, Sequence)
         or len(widths) != 3

@@ -55,8 +55,7 @@ def build_timm(name: str, options: Mapping[str, Any], *, num_classes: int, crop:
     for option in options:
         if option in _NOT_OPTIONS:
             raise UsageError(f"model.options.{option}: not an option here: networks are trained from scratch")
-    description = timm.get_pretrained_cfg(architecture)
-    sized = {"img_size": crop} if description is not None and description.fixed_input_size else {}
+    sized = {"img_size": crop} if has_fixed_size(name) else {}
     arguments = {"pretrained": False, "num_classes": num_classes, "in_chans": channels, **sized, **options}
     try:
         with torch.device("meta"):
@@ -70,6 +69,14 @@ def build_timm(name: str, options: Mapping[str, Any], *, num_classes: int, crop:
             "take a larger --set distort.crop=N (with --image-size for pictures of your own), or another network"
         ) from error
     return network
+
+
+def has_fixed_size(name: str) -> bool:
+    """Tell whether a network of timm takes pictures of the size alone that it is built for; of others, False."""
+    if not name.startswith(PREFIX):
+        return False
+    description = _import().get_pretrained_cfg(name.removeprefix(PREFIX))
+    return bool(description is not None and description.fixed_input_size)
 
 
 def _try(network: nn.Module, crop: int, channels: int, num_classes: int) -> None:

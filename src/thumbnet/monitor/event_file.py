@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import queue
+import re
 import socket
 import threading
 import time
@@ -39,15 +39,17 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        # TensorBoard reads the files in the order of their names, so these start with the time; the counter keeps two
-        # files of one process and second apart.
-        stem = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads the files in the order of their names, so these start with the time, or more where a clock
+        # has gone back; the counter keeps two files of one process and second apart.
         folder.mkdir(parents=True, exist_ok=True)
+        stamps = (re.match(r"events\.out\.tfevents\.(\d{10})\.", entry.name) for entry in folder.iterdir())
+        stamp = max([time.time_ns() // 10**9, *(int(found[1]) + 1 for found in stamps if found)])
+        stem = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
         self.path = next(path for i in itertools.count() if not (path := folder / f"{stem}.{i}").exists())
         self._file = self.path.open("xb")
         self._records = RecordWriter(self._file)
         self._event_class = Event
-        self.failure: OSError | None = None
+        self.failure: Exception | None = None
         self._queue: queue.SimpleQueue[Callable[[], Event] | None] = queue.SimpleQueue()
         self._put(Event(file_version="brain.Event:2"))
         if purge_step is not None:
@@ -83,10 +85,11 @@ class EventFile:
                 self._records.write(build().SerializeToString())
                 if self._queue.empty():
                     self._file.flush()
-            self._file.close()
-        except OSError as error:
+        except Exception as error:  # from the disk's to memory's
             self.failure = error
-            with contextlib.suppress(OSError):
-                self._file.close()
             while self._queue.get() is not None:
                 pass
+        try:
+            self._file.close()  # which writes what is left, and may fail for that
+        except OSError as error:
+            self.failure = self.failure or error

@@ -62,7 +62,7 @@ class Summaries:
         self._events.add_values(0, lambda: [_layout_value(_CHARTS)])
 
     @property
-    def failure(self) -> OSError | None:
+    def failure(self) -> Exception | None:
         """Why writing was given up (disk full), or None; the training need not stop for it."""
         return self._events.failure
 

@@ -142,10 +142,12 @@ def tidy_folder(folder: Path) -> None:
     """Clear away what killed saves left in a folder of checkpoints; only the process that trains the run may do so."""
     for left in folder.glob(".replaced-*"):
         final = folder / left.name.removeprefix(".replaced-")
-        if not final.exists():
-            with contextlib.suppress(OSError):
+        if final.exists():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # it stays, and is tried again
                 left.rename(final)
-    for pattern in (".tmp-*", ".replaced-*", ".deleted-*"):
+    for pattern in (".tmp-*", ".deleted-*"):
         for left in folder.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -265,6 +267,7 @@ def _commit(beside: Path, final: Path) -> None:
     except BaseException:
         replaced.rename(final)
         raise
+    sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from thumbnet.errors import CheckpointError, UsageError, close_match
+from thumbnet.files import expand_home_in
 from thumbnet.runs.run import RUN_FILE, Run, created_at, read_entry
 
 Which = Literal["latest", "best"] | int
@@ -39,6 +40,7 @@ def find_checkpoint(out: Path, name_or_path: str | None) -> tuple[Run, int | Non
     """
     if name_or_path is None:
         return Run.open(_by_age(out, _insist_names(out))[-1]), None
+    name_or_path = expand_home_in(name_or_path)
     path = Path(name_or_path)
     for candidate in (out / path, path):
         if _is_run(candidate):
@@ -97,7 +99,8 @@ def find_begun(out: Path, note: Callable[[str], None]) -> Run:
     paths = _by_age(out, _insist_names(out))
     for number, path in enumerate(reversed(paths)):
         run = Run.open(path)
-        if run.checkpoints.steps():
+        moved = run.checkpoints.folder.glob(".replaced-step-*")  # which the lock puts back
+        if run.checkpoints.steps() or any(moved):
             if number:
                 more = f" and {number - 1} more" if number > 1 else ""
                 note(f"passed over {paths[-1]}{more}, without a checkpoint to go on from: going on with {path}")

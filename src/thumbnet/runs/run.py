@@ -44,6 +44,7 @@ from thumbnet.kernels import load_library
 from thumbnet.models.grid import amx_ready
 from thumbnet.printing import printable
 from thumbnet.runs.checkpoint import tidy_folder
+from thumbnet.runs.facts import DATA_FILE
 from thumbnet.runs.lock import hold_run, is_held
 from thumbnet.runs.store import CheckpointStore
 
@@ -135,10 +136,8 @@ class Run:
 
     @property
     def data_dir(self) -> Path | None:
-        """Where data sets were kept for it, if that was said and is still there; None for the user's cache folder."""
-        folder = read_entry(self.path, "data_dir")
-        # The method of a Path raises where a folder above it is closed (before Python 3.14).
-        return Path(folder) if isinstance(folder, str) and os.path.isdir(folder) else None  # noqa: PTH112
+        """Where data sets were kept for it, see `kept_data_dir`."""
+        return kept_data_dir(self.path)
 
     @property
     def looks_at_test(self) -> bool:
@@ -174,7 +173,8 @@ class Run:
             UsageError: the folder cannot be written to.
         """
         with hold_run(self.path):
-            clear_leftovers(self.path)
+            for name in (RUN_FILE, RECIPE_FILE, METRICS_FILE, RESULT_FILE, DATA_FILE):  # an export is another's
+                clear_leftovers(self.path, name)
             tidy_folder(self.checkpoints.folder)
             yield
 
@@ -290,6 +290,13 @@ def read_entry(run: Path, *keys: str) -> Any:
     return entry
 
 
+def kept_data_dir(run: Path) -> Path | None:
+    """Return where data sets were kept for a run, if that was said and is still there; None for the user's cache."""
+    folder = read_entry(run, "data_dir")
+    # The method of a Path raises where a folder above it is closed (before Python 3.14).
+    return Path(folder) if isinstance(folder, str) and os.path.isdir(folder) else None  # noqa: PTH112
+
+
 def created_at(run: Path) -> str:
     """Return when a run was made, in ISO 8601, UTC, to the microsecond: such texts sort like the times.
 
@@ -309,9 +316,10 @@ def _make_folder(out: Path, recipe: Recipe, name: str | None) -> Path:
         try:
             path.mkdir()
         except FileExistsError:
+            begun = (path / RUN_FILE).is_file() and not CheckpointStore(path / "checkpoints").is_empty()
+            go_on = f", or go on with it: thumbnet train --resume {shlex.quote(str(path))}" if begun else ""
             raise UsageError(
-                f"--name {name}: {path} exists, and runs are never overwritten: choose another name, or go on with it: "
-                f"thumbnet train --resume {shlex.quote(str(path))}"
+                f"--name {name}: {path} exists, and runs are never overwritten: choose another name{go_on}"
             ) from None
         return path
     preset = re.sub(r"[^A-Za-z0-9_.+=-]", "-", recipe.preset)[:60]
@@ -338,7 +346,8 @@ def _recipe_bytes(recipe: Recipe) -> bytes:
 
 def arithmetic() -> dict[str, str]:
     """Return the entries of `ARITHMETIC`: what decides, beside recipe and threads, how sums round here."""
-    kernels = "AMX" if amx_ready() else "C" if load_library().handle else "none"
+    library = load_library()
+    kernels = f"{'AMX' if amx_ready() else 'C'} {library.version}" if library.handle else "none"
     values = (torch.__version__, engine.device().type, engine.cpu_name(), kernels, engine.isa_cap() or "none")
     return dict(zip(ARITHMETIC, values, strict=True))
 

@@ -55,6 +55,10 @@ class CheckpointStore:
         """Return the steps of the complete checkpoints, rising; whether they are damaged is not looked at."""
         return [step for step in self._folders() if not missing_files(self._path(step))]
 
+    def is_empty(self) -> bool:
+        """Tell whether nothing was ever saved: no checkpoint, complete or not, nor one that a killed save has moved."""
+        return not self._folders() and not any(self.folder.glob(".replaced-step-*"))
+
     def best_step(self) -> int | None:
         """Return the step with the largest metric (the earliest of equals), or None when no metric was measured."""
         return self._best(self.steps())

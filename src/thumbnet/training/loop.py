@@ -18,6 +18,7 @@ from thumbnet.engine import Precision, device
 from thumbnet.errors import DivergedError, ThumbnetError
 from thumbnet.evaluation.evaluate import EvaluationStoppedError, evaluate_weights
 from thumbnet.input.pipeline import Batch, TrainingInput
+from thumbnet.input.resize import shrink
 from thumbnet.kernels import on_own_cores
 from thumbnet.monitor.console import Console
 from thumbnet.monitor.health import GradientCheck, SpikeDetector, check_late
@@ -123,7 +124,7 @@ class Training:
         first_step, first_s = state.step, state.train_s
         neighbours = Neighbours()  # while this thread may still use all cores
         if recipe.train.summary_every and self._leads:
-            self.summaries = Summaries(self.run.path / "tensorboard", purge_step=state.step or None)
+            self.summaries = Summaries(self.run.path / "tensorboard", purge_step=state.step)
         try:
             with (
                 TrainingInput(
@@ -150,8 +151,10 @@ class Training:
                 while not self._over and not (stopped := self.team.stop(stop.requested)):
                     if self._narrator:
                         self._narrator.before_step()
-                    batch = next(batches)
+                    batch = shrink(next(batches), self.length.side(self._done()))
                     rate = self._set_rate()
+                    with self.precision.autocast():
+                        self.team.get_ready(batch.images)
                     with self._watched(batch) as look:
                         result = train_step(
                             state,
@@ -211,7 +214,9 @@ class Training:
             yield None
             return
         if step == 0:
-            summaries.graph(model, batch.images[:1])
+            # Of the size that pictures have in the end, whatever they have in this step.
+            side = self.recipe.distort.crop
+            summaries.graph(model, batch.images.new_zeros(1, batch.images.shape[1], side, side))
         with summaries.activations(step, model):
             yield functools.partial(summaries.parameters, step, model)
         summaries.images(step, batch.images)

@@ -20,6 +20,7 @@ from thumbnet.models import build_model
 from thumbnet.models.describe import describe_layers
 from thumbnet.monitor.health import GradientCheck
 from thumbnet.training.optimizers import set_rates
+from thumbnet.training.schedules import phases_of
 from thumbnet.training.state import new_state
 from thumbnet.training.step import train_step
 
@@ -34,7 +35,8 @@ INPUT_ROUNDS = 5
 def step_seconds(recipe: Recipe, *, seconds: float, classes: int = 10) -> list[float]:
     """Return how long training steps take, on one batch of random pictures, after one that warms up.
 
-    Input, summaries and checkpoints are left out; layers that freeze on the way are frozen, as in most of a training.
+    Input, summaries and checkpoints are left out; layers that freeze on the way are frozen, and pictures as large as
+    they become, as at the end of a training.
 
     Args:
         recipe: what is trained.
@@ -77,11 +79,21 @@ def matmul_tflops(precision: str, *, seconds: float) -> float:
     return 2 * MATRIX_SIDE**3 / statistics.median(_timed(product, seconds)) / 1e12
 
 
-def training_flops(recipe: Recipe) -> int:
-    """Return the floating-point operations of training for one picture of CIFAR-10: forward, and twice that back."""
+def multiply_adds(recipe: Recipe, side: int) -> int:
+    """Return the multiply-adds of a recipe's network for a picture of CIFAR-10 of side x side pixels, forward."""
     model = build_model(recipe.model, num_classes=10, crop=recipe.distort.crop)
-    layers = describe_layers(model, (3, recipe.distort.crop, recipe.distort.crop))
-    return 2 * 3 * sum(layer.multiply_adds for layer in layers)
+    return sum(layer.multiply_adds for layer in describe_layers(model, (3, side, side)))
+
+
+def step_flops(recipe: Recipe) -> int:
+    """Return the floating-point operations of a step for each picture: forward, and twice that back."""
+    return 2 * 3 * multiply_adds(recipe, recipe.distort.crop)
+
+
+def training_flops(recipe: Recipe) -> float:
+    """Return the same on average over a training, in which pictures may be smaller for a while."""
+    phases = phases_of(recipe.schedule, recipe.distort.crop)
+    return 2 * 3 * sum(phase.share * multiply_adds(recipe, phase.side) for phase in phases)
 
 
 def spread(values: Sequence[float], digits: int | None = None) -> dict[str, Any]:

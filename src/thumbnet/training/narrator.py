@@ -34,7 +34,9 @@ class Narrator:
         self._run, self._train, self._state = run, splits.train, state
         self._precision, self._console = precision, console
         self._batch_size = run.recipe.input.batch_size
-        self._asked = {row["step"] for row in run.read_metrics() if FIRST_PICTURE in row}
+        # What a session that was killed had asked after the checkpoint is asked again.
+        told = (row["step"] for row in run.read_metrics() if FIRST_PICTURE in row)
+        self._asked = {step for step in told if step <= state.step}
         # In a shuffled order no file is read from front to back.
         self._files = splits.train.files() if run.recipe.input.pool == 0 else {}
         self._starts = list(self._files)
@@ -92,7 +94,9 @@ def table_of(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> l
     if not asked:
         return []
     label = asked[0][FIRST_PICTURE]["label"]
-    columns = [row[FIRST_PICTURE]["logits"] for row in asked]
+    # What was not finite has been written down as null.
+    columns = [[math.nan if logit is None else logit for logit in row[FIRST_PICTURE]["logits"]] for row in asked]
+    highest = [max((logit for logit in column if not math.isnan(logit)), default=math.nan) for column in columns]
     heads = [f"epoch {row['epoch']}" if row["epoch"] else "before" for row in asked]
     width = max(map(width_of, class_names))
     lines = [
@@ -101,6 +105,9 @@ def table_of(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> l
         " ".join([" " * (width + 4), *(f"{head:>10} " for head in heads)]).rstrip(),
     ]
     for number, name in enumerate(class_names):
-        cells = [f"{column[number]:10.3f}{'*' if column[number] == max(column) else ' '}" for column in columns]
+        cells = [
+            f"{column[number]:10.3f}{'*' if column[number] == most else ' '}"
+            for column, most in zip(columns, highest, strict=True)
+        ]
         lines.append(" ".join([f"{number:>3} {padded(name, width)}", *cells]).rstrip())
     return lines

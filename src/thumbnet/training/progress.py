@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from thumbnet.config import Recipe
 from thumbnet.errors import UsageError
 from thumbnet.monitor.console import StepReport
+from thumbnet.training.schedules import Phase, phases_of
 
 # The tutorial's decay of the displayed losses.
 LOSS_DECAY = 0.9
@@ -31,12 +32,49 @@ class Length:
     steps_per_epoch: float
     time_limit_s: float
     """0 for no limit."""
+    phases: tuple[Phase, ...]
+    """In which pictures have one size each."""
 
     def done(self, step: int, train_s: float) -> float:
         """Return the share of the training that is done, 0 to 1: by steps, or by time where that runs out first."""
         by_steps = step / self.steps if self.steps else 0.0
         by_time = train_s / self.time_limit_s if self.time_limit_s else 0.0
         return min(max(by_steps, by_time), 1.0)
+
+    def side(self, done: float) -> int:
+        """Return the side of the pictures of the next step, in pixels, when a share of the training is done."""
+        return next((phase.side for phase in self.phases if done < phase.end), self.phases[-1].side)
+
+    def steps_by(self, step: int, done: float) -> int:
+        """Return the steps in all: as many as were asked for, or an estimate where time alone decides.
+
+        A step is taken to last as long as its pictures have pixels.
+
+        Args:
+            step: steps done.
+            done: share of the training that is done, above 0.
+        """
+        if done == 1:  # where time ends the training first, its steps are those done by then
+            return step
+        if self.steps:
+            return self.steps
+        pace = [(phase, 1 / phase.side**2) for phase in self.phases]
+        so_far = sum(min(phase.share, max(done - phase.start, 0.0)) * steps for phase, steps in pace)
+        return max(step, round(step * sum(phase.share * steps for phase, steps in pace) / so_far))
+
+    def slowdown(self, done: float) -> float:
+        """Return by what factor the steps to come take longer, on average, than the last one did.
+
+        A step is taken to last as long as its pictures have pixels.
+
+        Args:
+            done: share of the training that is done, 0 to 1.
+        """
+        to_come = [(min(phase.end - done, phase.share), phase.side**2) for phase in self.phases if phase.end > done]
+        if not to_come:
+            return 1.0
+        now = next(phase.side**2 for phase in self.phases if done <= phase.end)
+        return sum(share * pixels for share, pixels in to_come) / (1 - done) / now
 
 
 def length_of(recipe: Recipe, examples: int) -> Length:
@@ -52,8 +90,14 @@ def length_of(recipe: Recipe, examples: int) -> Length:
         )
     steps_per_epoch = examples / recipe.input.batch_size
     # The allowance keeps 3 epochs of 1,000 steps at 3,000 where the product of floats ends a hair above.
-    steps = recipe.train.steps or math.ceil(recipe.train.epochs * steps_per_epoch - 1e-6) or None
-    return Length(steps=steps, steps_per_epoch=steps_per_epoch, time_limit_s=recipe.train.time_limit_s)
+    of_epochs = max(math.ceil(recipe.train.epochs * steps_per_epoch - 1e-6), 1) if recipe.train.epochs else None
+    steps = recipe.train.steps or of_epochs
+    return Length(
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        time_limit_s=recipe.train.time_limit_s,
+        phases=tuple(phases_of(recipe.schedule, recipe.distort.crop)),
+    )
 
 
 @dataclass(kw_only=True)
@@ -126,9 +170,8 @@ class Window:
         """Return the step line of this window."""
         seconds = max(time.perf_counter() - self._started - self._excluded_s, 1e-9)
         seconds_per_step = seconds / self.steps
-        # Where time ends the training first, its steps are those done by then.
-        steps = step if done == 1 else length.steps or max(step, round(step / done))
-        remaining_s = (steps - step) * seconds_per_step
+        steps = length.steps_by(step, done)
+        remaining_s = (steps - step) * seconds_per_step * length.slowdown(done)
         if length.time_limit_s:
             remaining_s = min(remaining_s, (1 - done) * length.time_limit_s)
         return StepReport(

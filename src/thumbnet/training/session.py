@@ -20,18 +20,19 @@ from thumbnet import engine
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
 from thumbnet.data import lasting_name
 from thumbnet.data.dataset import ImageDataset, Splits
+from thumbnet.data.progress import silent
 from thumbnet.distributed.replicas import ALONE, Replicas
-from thumbnet.errors import UsageError
+from thumbnet.errors import CheckpointError, UsageError
 from thumbnet.evaluation.curves import training_png
 from thumbnet.evaluation.evaluate import evaluate_views
 from thumbnet.evaluation.evaluator import Evaluation
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.evaluation.report import add_summaries, draw_plots, write_contents, write_files
 from thumbnet.input.distort import draw, prepare
-from thumbnet.models import build_model
+from thumbnet.models import build_model, insist_takes_side
 from thumbnet.monitor.console import Console, format_duration
 from thumbnet.monitor.event_file import EventFile
-from thumbnet.runs.checkpoint import read_manifest
+from thumbnet.runs.checkpoint import Manifest, NewerFormatError, missing_files, read_manifest
 from thumbnet.runs.facts import read_facts, write_facts
 from thumbnet.runs.run import Run
 from thumbnet.runs.transfer import pack_checkpoint, unpack_checkpoint
@@ -39,6 +40,7 @@ from thumbnet.training.adapt import fit_to_examples
 from thumbnet.training.loop import Outcome, Training
 from thumbnet.training.optimizers import build_optimizer
 from thumbnet.training.progress import Length, length_of
+from thumbnet.training.schedules import phases_of
 from thumbnet.training.state import new_state
 
 # What a resumed training may change: how long it goes on, what it writes, and where its pictures are, which must be the
@@ -114,11 +116,14 @@ def check_network(recipe: Recipe) -> None:
     """Refuse a network or layer that there is not, before a folder is made and data is fetched.
 
     Raises:
-        UsageError: the recipe names an unknown network, option or layer, or an option has an impossible value.
+        UsageError: the recipe names an unknown network, option or layer, or an option has an impossible value, or the
+            network does not take pictures as small as the recipe makes them.
     """
     # Names do not depend on the number of classes or channels, which only the data tells; "meta" tensors hold nothing.
     with torch.device("meta"):
         build_optimizer(build_model(recipe.model, num_classes=10, crop=recipe.distort.crop), recipe.optimizer)
+    for phase in phases_of(recipe.schedule, recipe.distort.crop):
+        insist_takes_side(recipe.model, phase.side, crop=recipe.distort.crop)
 
 
 def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
@@ -130,13 +135,15 @@ def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
     """
     recipe = recipe_from_dict(recipe_to_dict(run.recipe), overrides, where=str(run.path))
     _refuse_changes(run, recipe_to_dict(run.recipe), recipe)
-    facts, done = read_facts(run.path), max(run.checkpoints.steps(), default=0)
+    facts = read_facts(run.path)
     length = length_of(recipe, facts.train) if facts else None
-    if length and length.steps is not None and length.steps < done:
+    newest = _newest(run)
+    if length and newest and length.steps is not None and length.steps < newest.step:
         raise UsageError(
-            f"{run.path}: {done} steps are done, and the length asked for is {length.steps}: give at least {done}"
+            f"{run.path}: {newest.step} steps are done, and the length asked for is {length.steps}: give at least "
+            f"{newest.step}"
         )
-    wanted = _wanted(run, length) if run.finished and length else []
+    wanted = _wanted(newest, length) if run.finished and newest and length else []
     if run.finished and (wanted or recipe.train == run.recipe.train):
         raise UsageError(
             f"{run.path}: this run has finished: give {' and '.join(wanted) or 'more --steps or --epochs'} to go on "
@@ -145,12 +152,31 @@ def resumed_recipe(run: Run, overrides: Mapping[str, object]) -> Recipe:
     return recipe
 
 
-def _wanted(run: Run, length: Length) -> list[str]:
-    """Return what a finished run needs more of, to have something to do within this length."""
-    manifest = read_manifest(run.checkpoints.path("latest"))
-    train_s = float(manifest.info["train_s"])
+def _newest(run: Run) -> Manifest | None:
+    """Return what the newest checkpoint that seems whole says; what is wrong with others is told as they are loaded.
+
+    Raises:
+        CheckpointError: it has a newer format.
+    """
+
+    def read(path: Path) -> Manifest:
+        if missing := missing_files(path):
+            raise CheckpointError(f"{path}: {', '.join(missing)} missing")
+        return read_manifest(path)
+
+    try:
+        return run.checkpoints.newest(read, silent)[1]
+    except NewerFormatError:
+        raise
+    except CheckpointError:
+        return None
+
+
+def _wanted(newest: Manifest, length: Length) -> list[str]:
+    """Return what a finished run needs more of after its newest checkpoint, to have something to do within a length."""
+    train_s = float(newest.info["train_s"])
     wanted = []
-    if length.steps is not None and manifest.step >= length.steps:
+    if length.steps is not None and newest.step >= length.steps:
         wanted.append("more --steps or --epochs")
     if length.time_limit_s and train_s >= length.time_limit_s:
         wanted.append(f"a --time of more than {format_duration(train_s)}")
@@ -184,7 +210,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def open_training(run: Run, splits: Splits, console: Console, *, resume: bool, replicas: Replicas = ALONE) -> Training:
     """Build the training of a run, from fresh weights or from its newest usable checkpoint.
 
-    Replica 0 alone reads the run's folder; the others take over its state.
+    Replica 0 alone reads the run's folder; the others take over its state. Of a resumed run the recipe is written and
+    what came after the checkpoint taken back at last, so that a refusal leaves it as it was.
 
     Raises:
         UsageError: the recipe does not fit the data.
@@ -205,12 +232,15 @@ def open_training(run: Run, splits: Splits, console: Console, *, resume: bool, r
         checkpoint = run.checkpoints.latest(note=console.note)
         _refuse_changes(run, checkpoint.info["recipe"], run.recipe)
         state.restore(checkpoint, str(run.path))
-        run.rewind(state.step)
     if replicas.count > 1:
         packed = replicas.broadcast(b"" if replicas.rank else pack_checkpoint(state.capture(run.recipe)))
         if replicas.rank:
             state.restore(unpack_checkpoint(packed), "replica 0")
-    return Training(run, splits, state, precision=_precision_of(run), console=console, replicas=replicas)
+    training = Training(run, splits, state, precision=_precision_of(run), console=console, replicas=replicas)
+    if resume and not replicas.rank:
+        run.change_recipe(run.recipe)
+        run.rewind(state.step)
+    return training
 
 
 def _precision_of(run: Run) -> engine.Precision:
@@ -267,7 +297,7 @@ def _write_evaluation(run: Run, evaluation: Evaluation | None, note: Callable[[s
     """
     folder = run.path / "evaluation"
     try:
-        curves = training_png(run.read_metrics(), f"{run.path.name}: training")
+        curves = training_png(run.read_metrics(), f"{run.path.absolute().name}: training")
         write_contents({"training.png": curves}, folder)
         if evaluation is not None:
             write_files(evaluation, folder, draw_plots(evaluation))

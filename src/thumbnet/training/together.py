@@ -10,22 +10,18 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from thumbnet import __version__, engine
+from thumbnet import __version__
 from thumbnet.config import LogFormat, recipe_from_dict, recipe_to_dict
 from thumbnet.data.dataset import Splits
 from thumbnet.distributed.place import job_of
 from thumbnet.distributed.replicas import PREPARATION_S, Replicas
 from thumbnet.errors import UsageError
 from thumbnet.monitor.console import Console
-from thumbnet.monitor.health import batch_statistics
 from thumbnet.runs.facts import facts_of
 from thumbnet.runs.find import find_job
 from thumbnet.runs.run import Run
-
-if TYPE_CHECKING:
-    from thumbnet.training.loop import Training
 
 
 def insist_same_command(replicas: Replicas, asked: Any) -> None:
@@ -75,7 +71,7 @@ def announce_run(replicas: Replicas, run: Run, *, resume: bool, look_at_test: bo
             f"{replicas.count} replicas, and --batch-size {batch_size} has no image for each: "
             "use fewer replicas or a larger batch"
         )
-    threads = run.threads if resume and run.replicas == replicas.count else None
+    threads = run.threads if resume and (run.recipe.train.grain or run.replicas == replicas.count) else None
     told = {
         "path": str(run.path),
         "recipe": recipe_to_dict(run.recipe),
@@ -124,9 +120,12 @@ def run_of_job(out: Path, wait_s: float, note: Callable[[str], None]) -> Run | N
     deadline = time.monotonic() + wait_s
     while (busy := found.is_training()) and time.monotonic() < deadline:
         time.sleep(0.5)
-    if not busy and not found.checkpoints.steps():
-        shutil.rmtree(found.path)  # it holds nothing to go on with
-        return None
+    if not busy:
+        with found.lock():  # which puts back what a killed save left
+            empty = found.checkpoints.is_empty()
+        if empty:
+            shutil.rmtree(found.path, ignore_errors=True)  # it holds nothing to go on with
+            return None
     note(f"this job was restarted and goes on with its run {found.path}, as that run's own recipe says")
     return found
 
@@ -140,20 +139,3 @@ def folder_of(run: Run, log_format: LogFormat, replicas: Replicas, *, quiet: boo
         return
     with run.lock(), Console(log_format, log_path=run.path / "log.txt", quiet=quiet) as console:
         yield console
-
-
-def devices_line(training: Training) -> str:
-    """Say how replicas share the work."""
-    count, batch_size = training.replicas.count, training.recipe.input.batch_size
-    grain = training.recipe.train.grain
-    if grain:
-        sizes = f"grains of {grain}"
-    else:
-        sizes = str(batch_size // count) + (f" or {batch_size // count + 1}" if batch_size % count else "")
-        sizes += " images of each batch on each"
-    backend = "NCCL" if engine.device().type == "cuda" else "gloo"
-    line = f"devices: {count} replicas over {backend}, {sizes}"
-    if batch_statistics(training.state.model):
-        cut = "grain" if grain else "the images of each replica"
-        line += f"; batch normalization by {cut}, its running statistics averaged over all"
-    return line

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from thumbnet import engine
 from thumbnet.config import LogFormat, Recipe
 from thumbnet.data import lasting_name, load_splits
@@ -22,17 +20,15 @@ from thumbnet.data.progress import silent
 from thumbnet.distributed.place import is_launched
 from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.errors import DivergedError, UsageError
-from thumbnet.kernels import load_library
-from thumbnet.monitor.console import format_duration, say
-from thumbnet.monitor.neighbours import WORTH_TELLING, Neighbours
+from thumbnet.monitor.console import say
+from thumbnet.monitor.neighbours import Neighbours
 from thumbnet.monitor.signals import StopSignal
-from thumbnet.runs.checkpoint import read_manifest
 from thumbnet.runs.facts import check_facts
 from thumbnet.runs.find import find_begun, find_checkpoint
 from thumbnet.runs.run import Run, arithmetic
-from thumbnet.training.loop import Outcome, Training
+from thumbnet.training.lines import best_line, opening_lines, speed_line, threads_advice
 from thumbnet.training.session import conclude, open_training, resumed_recipe, start_run
-from thumbnet.training.together import announce_run, devices_line, folder_of, hear_of_run, insist_same_data, run_of_job
+from thumbnet.training.together import announce_run, folder_of, hear_of_run, insist_same_data, run_of_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,11 +220,10 @@ def train_on(run: Run, overrides: Mapping[str, object], options: Options) -> Tra
     _tell_other_arithmetic(run, options)
 
     def load() -> Splits:
-        # Under the lock: the recipe of a run that another process trains must not change; nor is it changed to data
-        # that is not the run's own.
+        # Under the lock: the run may be another process's.
         splits = options.load(recipe)
         check_facts(run.path, splits)
-        run.change_recipe(recipe)
+        run.recipe = recipe  # written once nothing can be refused any more
         return splits
 
     return _train(run, load, options, recipe.train.log_format, resume=True)
@@ -250,14 +245,14 @@ def _train(
         splits = load()
         console.remember(options.told)
         if not replicas.rank:
-            if not options.look_at_test:
-                run.leave_test_alone()
             announce_run(replicas, run, resume=resume, look_at_test=options.look_at_test)
         insist_same_data(replicas, splits)
         training = open_training(run, splits, console, resume=resume, replicas=replicas)
-        for line in _opening_lines(training):
+        if not replicas.rank and not options.look_at_test:
+            run.leave_test_alone()
+        for line in opening_lines(training):
             console.note(line)
-        if neighbours is not None and replicas.count == 1 and (advice := _threads_advice(neighbours)):
+        if neighbours is not None and replicas.count == 1 and (advice := threads_advice(neighbours)):
             console.note(advice)
         # Not before: while data is fetched, a Ctrl-C should end the program rather than wait for a step.
         with StopSignal(options.second_signal, launched=is_launched(os.environ)) as stop:
@@ -276,19 +271,19 @@ def _train(
         except KeyboardInterrupt:
             console.note(f"stopped after the last step, all are saved; to go on: {run.resume_command}")
             raise
-        console.note(_speed_line(outcome, figures))
-        if not replicas.rank and (best := _best_line(run)):
+        console.note(speed_line(outcome, figures))
+        if not replicas.rank and (best := best_line(run)):
             console.note(best)
     return TrainResult(run=run.path, figures=figures)
 
 
 @contextlib.contextmanager
 def _no_empty_run(run: Run) -> Iterator[None]:
-    """Clear away a new run that ends before its first checkpoint: it holds nothing to go on with."""
+    """Clear away a new run that ends before its first checkpoint, unless another process has taken hold of it."""
     try:
         yield
     except BaseException:
-        if not run.checkpoints.steps():
+        if not run.checkpoints.steps() and not run.is_training():
             shutil.rmtree(run.path, ignore_errors=True)
         raise
 
@@ -296,7 +291,8 @@ def _no_empty_run(run: Run) -> Iterator[None]:
 def _keep_threads(run: Run, options: Options) -> None:
     """Resume with the threads that the run began with: sums over another number of threads round otherwise."""
     before, asked = run.threads, options.threads
-    if run.replicas != options.replicas.count:
+    # With grains the weights are the same on any number of devices, if each has as many threads.
+    if run.replicas != options.replicas.count and not run.recipe.train.grain:
         options.note(
             f"the run began on {_devices(run.replicas)} and goes on on {_devices(options.replicas.count)}: "
             "its weights are the same to rounding, not to the bit"
@@ -328,73 +324,3 @@ def _tell_other_arithmetic(run: Run, options: Options) -> None:
 
 def _devices(count: int) -> str:
     return f"{count} device{'s' * (count > 1)}"
-
-
-def _opening_lines(training: Training) -> list[str]:
-    """Say what is going to be trained, on what, with what."""
-    recipe, splits, state = training.recipe, training.splits, training.state
-    parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    validation = f", {len(splits.validation):,} for validation" if splits.validation is not None else ""
-    count = torch.get_num_threads()
-    threads = f"{count} thread{'s' * (count > 1)}"
-    kernels = "fused C kernels" if load_library().handle else f"no fused kernels ({load_library().why})"
-    lines = [
-        f"run {training.run.path}: preset {recipe.preset}, seed {recipe.seed}",
-        f"data {recipe.data.name}: {len(splits.train):,} images to train on{validation}",
-        f"network {recipe.model.name}: {parameters:,} parameters, input {recipe.distort.crop}x{recipe.distort.crop}, "
-        f"batch {recipe.input.batch_size}",
-        f"engine: {training.precision.name} ({training.precision.why}), {threads}, {kernels}",
-    ]
-    height, width, _ = splits.train.image_shape
-    if 4 * recipe.distort.crop < 3 * min(height, width):
-        lines.append(
-            f"the network sees only {recipe.distort.crop}x{recipe.distort.crop} of the {height}x{width} pictures: "
-            f"--set distort.crop={7 * min(height, width) // 8} shows it more"
-        )
-    if training.replicas.count > 1:
-        lines.append(devices_line(training))
-    if state.step:
-        lines.append(f"resumed after step {state.step}")
-    return lines
-
-
-def _threads_advice(neighbours: Neighbours) -> str | None:
-    """Say what to do where other programs leave fewer cores than there are threads."""
-    busy, threads = neighbours.busy_cores(), torch.get_num_threads()
-    if busy is None or busy < WORTH_TELLING or engine.device().type != "cpu":
-        return None
-    free = max(neighbours.cores - round(busy), 1)
-    if threads <= free:
-        return None
-    return (
-        f"other programs keep {busy:.1f} of {neighbours.cores} cores busy, and a step waits for its slowest thread: "
-        f"--threads {free} may be several times as fast"
-    )
-
-
-def _speed_line(outcome: Outcome, figures: Mapping[str, Any]) -> str:
-    trained = f"{outcome.steps} steps ({outcome.epochs:.1f} epochs) in {format_duration(outcome.train_seconds)}"
-    if outcome.images_per_second is None or outcome.wait_fraction is None:
-        speed = ", all of them before this session"
-    else:
-        speed = (
-            f", {outcome.images_per_second:,.0f} images/s, {100 * outcome.wait_fraction:.1f} % of it waiting for input"
-        )
-        if outcome.session_steps < outcome.steps:
-            speed = f" over all sessions; the last {outcome.session_steps} of them, since the resume{speed}"
-    busy, spare = outcome.cores_busy_elsewhere or 0.0, engine.visible_cores() - torch.get_num_threads()
-    slowed = f"; other programs kept {busy:.1f} cores busy meanwhile" if busy - spare >= WORTH_TELLING else ""
-    return (
-        f"trained {trained}{speed}{slowed}; evaluation, not in this time, {figures.get('test_seconds', 0):.1f} s; "
-        f"{figures['memory_mib']:,.0f} MiB resident"
-    )
-
-
-def _best_line(run: Run) -> str | None:
-    """Say which checkpoint was best on the validation split: the test figures are of the last weights."""
-    step = run.checkpoints.best_step()
-    accuracy = None if step is None else read_manifest(run.checkpoints.path(step)).metric
-    if accuracy is None:
-        return None
-    command = f"thumbnet eval {shlex.quote(str(run.path))} --checkpoint best"
-    return f"best on validation: step {step}, {100 * accuracy:.2f} %: {command}"
