@@ -15,10 +15,12 @@ Written are benchmarks/results/peers.json and peers.png; `python benchmarks/read
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -109,7 +111,8 @@ def main() -> int:
     parser.add_argument("--venvs", type=Path, default=VENVS, help="where the peers' environments are (build/peers)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
-    peers = {name: PEERS[name] for name in args.only or PEERS}
+    most = all_cores()
+    peers = suited({name: PEERS[name] for name in args.only or PEERS})
     pythons = {name: python_of(peer, args.venvs) for name, peer in peers.items()}
 
     from thumbnet.config import DataConfig
@@ -121,7 +124,6 @@ def main() -> int:
     )
     started = time.monotonic()
     lines: dict[str, dict[int, list[list[dict[str, Any]]]]] = {}
-    most = all_cores()
     for name, cores in turns(list(peers), args.rounds, most):
         scaling = cores != most
         if not scaling or peers[name].trains:
@@ -137,13 +139,33 @@ def main() -> int:
     return 0
 
 
+def suited(peers: dict[str, Peer]) -> dict[str, Peer]:
+    """Return the peers in arithmetic that this processor has: emulated bf16 is slower than fp32."""
+    from thumbnet import engine
+
+    if engine.resolve_precision().name == "bf16":
+        return peers
+    timm = dataclasses.replace(PEERS["timm"], precision="fp32", title="timm's training loop, channels-last")
+    return {
+        name: timm if name == "timm" else peer
+        for name, peer in peers.items()
+        if name == "timm" or peer.precision != "bf16"
+    }
+
+
 def tell(text: str) -> None:
     """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def all_cores() -> list[int]:
-    """Return the numbers of the cores that this process may run on."""
+    """Return the numbers of the cores that this process may run on.
+
+    Raises:
+        SystemExit: the system cannot hold a process to some of its cores.
+    """
+    if not hasattr(os, "sched_getaffinity") or shutil.which("taskset") is None:
+        sys.exit("peers take turns on cores of their own, which takes Linux and the program taskset")
     return sorted(os.sched_getaffinity(0))
 
 

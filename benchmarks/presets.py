@@ -83,6 +83,7 @@ def benchmark(preset: str, args: argparse.Namespace, path: Path) -> dict[str, An
     from thumbnet import engine
     from thumbnet.config import load_preset
     from thumbnet.monitor.machine import describe_machine
+    from thumbnet.training.measure import multiply_adds, training_flops
 
     recipe = load_preset(preset)
     steps: dict[str, list[dict[str, float]]] = {"kernels": [], "plain": []}
@@ -96,9 +97,8 @@ def benchmark(preset: str, args: argparse.Namespace, path: Path) -> dict[str, An
     # Read now, not before: other seeds may have been trained meanwhile, on another core.
     runs = sorted([*earlier_runs(path, args), *new], key=lambda run: int(run["seed"]))
     limit = statistics.median(found["matmul_tflops"] for found in steps["kernels"])
-    macs = multiply_adds(preset)
-    images = runs[0]["steps"] * recipe.input.batch_size
-    training_flops = 2 * macs * 3 * images
+    macs = multiply_adds(recipe, recipe.distort.crop)
+    train_flops = training_flops(recipe) * runs[0]["steps"] * recipe.input.batch_size
     test_flops = 2 * macs * 10_000 * (1 + VIEWS[recipe.evaluation.views] * recipe.evaluation.views_share)
     most = max(run.get("threads", 0) for run in runs)
     timed = [run for run in runs if run.get("threads", 0) == most]
@@ -114,16 +114,17 @@ def benchmark(preset: str, args: argparse.Namespace, path: Path) -> dict[str, An
         "view_accuracy": accuracies(runs, "view_accuracy") if recipe.evaluation.views != "one" else None,
         "views": recipe.evaluation.views,
         "views_share": recipe.evaluation.views_share,
+        "resize": recipe.schedule.resize,
         "train_seconds": seconds,
         "start_seconds": spread([run["start_seconds"] for run in timed]),
         "test_seconds": spread([run["test_seconds"] for run in timed]),
         "images_per_second": spread([run["images_per_second"] for run in timed]),
         "memory_mib": max(run["memory_mib"] for run in runs),
         "multiply_adds": macs,
-        "pflop": round((training_flops + test_flops) / 1e15, 4),
-        "training_tflops": round(training_flops / seconds["mean"] / 1e12, 3),
+        "pflop": round((train_flops + test_flops) / 1e15, 4),
+        "training_tflops": round(train_flops / seconds["mean"] / 1e12, 3),
         "matmul_limit_tflops": round(limit, 3),
-        "share_of_limit": round(training_flops / seconds["mean"] / 1e12 / limit, 3),
+        "share_of_limit": round(train_flops / seconds["mean"] / 1e12 / limit, 3),
         "step_images_per_second": speeds,
         "step_ratio_to_plain": round(speeds["kernels"]["median"] / speeds["plain"]["median"], 2),
         "runs": runs,
@@ -169,13 +170,6 @@ def insist_can_go_on(path: Path, preset: str, seed: int) -> None:
     train = dataclasses.replace(recipe.train, precision=found.train.precision)  # `auto` is resolved in a run
     if found != dataclasses.replace(recipe, seed=seed, train=train):
         sys.exit(f"{path}: another recipe than that of {preset} today with seed {seed}: give another --runs")
-
-
-def multiply_adds(preset: str) -> int:
-    """Return the multiply-adds of a network for one picture, forward."""
-    command = [sys.executable, "-m", "thumbnet.cli.main", "info", "--preset", preset, "--json"]
-    info = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    return int(info["multiply_adds"])
 
 
 def step_apart(preset: str, *, kernels: bool) -> dict[str, float]:

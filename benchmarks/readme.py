@@ -46,7 +46,16 @@ def with_results(text: str) -> str:
     """Return the README with the results of today's files."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    parts = [first_run(), preset_table(), times_to(), figures(), peer_table(), machine_times(), without_bf16()]
+    insist_one_processor("")
+    parts = [
+        first_run(),
+        [*preset_table(), "", *about_presets()],
+        times_to(),
+        figures(),
+        [*peer_table(), "", *about_peers()],
+        machine_times(),
+        without_bf16(),
+    ]
     return before + BEGIN + "\n" + "\n\n".join("\n".join(part) for part in parts if part) + "\n" + END + after
 
 
@@ -61,25 +70,53 @@ def load(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
-def preset_table() -> list[str]:
+def insist_one_processor(folder: str) -> str:
+    """Return the processor that the results of a folder, "" or "avx2/", were measured on, and how many of its cores.
+
+    Raises:
+        ValueError: some are of another processor.
+    """
+    names = ("preset-*.json", "peers.json", "machine.json", "classic_system.json", "resnet18.json")
+    found: dict[str, str] = {}
+    for path in sorted(path for name in names for path in (RESULTS / folder).glob(name)):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        machine = result.get("machine", result)  # the script of the ResNet-18 knows nothing of thumbnet
+        found[path.name] = f"{machine.get('cores', machine.get('threads'))} cores of an {machine['cpu']}"
+        if folder == "avx2/" and set(machine.get("features", [])) - {"avx2"}:
+            raise ValueError(f"avx2/{path.name} is of {machine['cpu']} with {', '.join(machine['features'])}")
+    if len(set(found.values())) > 1:
+        each = "; ".join(f"{name}: {machine}" for name, machine in found.items())
+        raise ValueError(f"{RESULTS / folder}: results of several machines, measure those anew together\n{each}")
+    return next(iter(found.values()), "")
+
+
+def preset_table(folder: str = "") -> list[str]:
     """Return the table of presets: accuracy, time, speed, work, command."""
+    found = [load(f"{folder}{path.name}") for path in (RESULTS / folder).glob("preset-*.json")]
     return [
         "| preset | test accuracy | training time | start-up, evaluation | images/s | PFLOP | memory | command |",
         "|---|---|---|---|---|---|---|---|",
-        *(preset_row(load(path.name)) for path in sorted(RESULTS.glob("preset-*.json"), key=training_time)),
-        *(run_row(folder) for folder in TRAINED_ONCE if (RESULTS / folder / "result.json").exists()),
-        "",
-        "Training time: wall clock from the first step to the last, mean and range, on both cores where nothing else "
-        "is said; start-up before it and evaluation after it are beside it. The limit is what a matrix product "
-        "reaches here, measured with the preset's steps; PFLOP are of training and evaluation. Views of the unsure: "
-        "the test pictures whose single view is least sure are looked at again, shifted and mirrored, and the answers "
-        "averaged; the others keep that of their single view.",
+        *(preset_row(preset) for preset in sorted(found, key=training_time)),
+        *(run_row(run) for run in TRAINED_ONCE if not folder and (RESULTS / run / "result.json").exists()),
     ]
 
 
-def training_time(path: Path) -> float:
+def about_presets() -> list[str]:
+    """Return what the columns of these tables mean."""
+    return [
+        "Training time: wall clock from the first step to the last, mean and range, on both cores where nothing else "
+        "is said; start-up before it and evaluation after it are beside it. Plain: the same step in eager PyTorch "
+        "without the compiled kernels, channels-last, in the same arithmetic. The limit is what a matrix product "
+        "reaches there; Winograd's filtering, in float32, surpasses it, since it makes fewer products than a "
+        "convolution counts. PFLOP are of training and evaluation. Views of the unsure: the test pictures whose single "
+        "view is least sure are looked at again, shifted and mirrored, and the answers averaged; the others keep that "
+        "of their single view.",
+    ]
+
+
+def training_time(preset: dict[str, Any]) -> float:
     """Return what presets are ordered by."""
-    return float(json.loads(path.read_text(encoding="utf-8"))["train_seconds"]["mean"])
+    return float(preset["train_seconds"]["mean"])
 
 
 def accuracy_of(preset: dict[str, Any]) -> str:
@@ -108,10 +145,19 @@ def preset_row(preset: dict[str, Any]) -> str:
         f"| {preset['preset']} | {accuracy_of(preset)} (n = {preset['n']}) "
         f"| {minutes(seconds['mean'])} ({spread}) "
         f"| {preset['start_seconds']['mean']:.1f} s, {preset['test_seconds']['mean']:.1f} s "
-        f"| {preset['images_per_second']['mean']:,.0f}, {100 * preset['share_of_limit']:.0f} % of the limit "
+        f"| {preset['images_per_second']['mean']:,.0f}, {preset['step_ratio_to_plain']:.1f} x plain, "
+        f"{100 * preset['share_of_limit']:.0f} % of the limit "
         f"| {preset['pflop']:.3g} | {preset['memory_mib'] / 1024:.1f} GiB "
-        f"| `thumbnet train --preset {preset['preset']}` |"
+        f"| `{command_of_preset(preset)}` |"
     )
+
+
+def command_of_preset(preset: dict[str, Any]) -> str:
+    """Return the command that trains as was measured, where the preset resized its pictures otherwise than today."""
+    recipe = tomllib.loads((PRESETS / f"{preset['preset']}.toml").read_text(encoding="utf-8"))
+    measured, today = preset.get("resize", []), recipe["schedule"].get("resize", [])
+    changed = f" --set 'schedule.resize={json.dumps(measured)}'" if measured != today else ""
+    return f"thumbnet train --preset {preset['preset']}{changed}"
 
 
 def run_row(folder: str) -> str:
@@ -155,26 +201,22 @@ def command_of(recipe: dict[str, Any]) -> str:
 
 
 def times_to() -> list[str]:
-    """Return how long the quickest preset takes whose mean test accuracy is at least that."""
-    found = []
-    for target in TARGETS:
-        reached = [
-            f"{100 * target:.0f} % in {minutes(preset['train_seconds']['mean'])} ({preset['preset']}{how})"
-            for path in sorted(RESULTS.glob("preset-*.json"), key=training_time)
-            for preset in [load(path.name)]
-            if (how := reaches(preset, target)) is not None
-        ]
-        found += reached[:1]
-    return [f"Test accuracy reached, by the means of these seeds: {'; '.join(found)}."] if found else []
+    """Return how long the quickest preset takes whose mean test accuracy is at least that, by either way of looking."""
+    presets = sorted((load(path.name) for path in RESULTS.glob("preset-*.json")), key=training_time)
+    if not presets:
+        return []
+    ways = {"from a single view": "accuracy", "over several views": "view_accuracy"}
+    told = [f"{way}: {', '.join(time_to(target, key, presets) for target in TARGETS)}" for way, key in ways.items()]
+    return [f"Test accuracy reached, by the means of these seeds, {'; '.join(told)}."]
 
 
-def reaches(preset: dict[str, Any], target: float) -> str | None:
-    """Tell how a preset reaches an accuracy: with a single view (nothing to say), with several, or not (None)."""
-    weights = next(iter(preset["accuracy"]))
-    if preset["accuracy"][weights]["mean"] >= target:
-        return ""
-    several = preset["view_accuracy"]
-    return ", several views" if several and several[weights]["mean"] >= target else None
+def time_to(target: float, key: str, presets: list[dict[str, Any]]) -> str:
+    """Say which of the presets, the quickest first, reaches an accuracy, and when."""
+    for preset in presets:
+        spreads = preset[key]
+        if spreads and spreads[next(iter(spreads))]["mean"] >= target:
+            return f"{100 * target:.0f} % in {minutes(training_time(preset))} ({preset['preset']})"
+    return f"{100 * target:.0f} % not"
 
 
 def figures() -> list[str]:
@@ -204,7 +246,7 @@ def figures() -> list[str]:
         *devices_lines(),
         "",
         f"Machine: {system['machine']['cores']} cores of an {system['machine']['cpu']} with AMX, PyTorch "
-        f"{system['machine']['torch']}. Files and how they came about: `benchmarks/results/`, `benchmarks/*.py`.",
+        f"{system['machine']['torch']}. Files: `benchmarks/results/`; what wrote them: `benchmarks/*.py`.",
     ]
 
 
@@ -227,29 +269,43 @@ def devices_lines() -> list[str]:
     ]
 
 
-def peer_table() -> list[str]:
+def peer_table(folder: str = "") -> list[str]:
     """Return thumbnet beside its peers; nothing before they have been measured."""
-    if not (RESULTS / "peers.json").exists():
+    if not (RESULTS / folder / "peers.json").exists():
         return []
-    result = load("peers.json")
+    result = load(f"{folder}peers.json")
     most = str(result["machine"]["cores"])
     trained = {name: peer for name, peer in result["peers"].items() if "whole" in peer["cores"][most]}
+    plot = "![images per second of training, step and input](benchmarks/results/peers.png)"
     return [
         "Beside its peers: the tutorial's network, distortions, loss, decay and averages, batch "
-        f"{result['batch_size']}, the same record files, {most} cores, {result['rounds']} rounds in turn (medians, and "
-        "the range of the whole):",
+        f"{result['batch_size']}, the same record files, {most} cores, {result['rounds']} rounds in turn: medians and "
+        "ranges, those in the second column of the rounds' ratios.",
         "",
         "| | training, images/s | thumbnet is | step alone | input alone | memory | first step done after "
         f"| from 1 core to {most} |",
         "|---|---|---|---|---|---|---|---|",
         *(peer_row(peer, most) for peer in trained.values()),
+        *(["", plot] if not folder else []),
         "",
-        "![images per second of training, step and input](benchmarks/results/peers.png)",
-        "",
-        "thumbnet trains with all that it does: step lines, checks for finite values, averages, TensorBoard summaries; "
-        "the others do none of these but the averages. It computes in "
-        f"{result['machine']['precision']}, the others in fp32 where nothing else is said. {versions(trained)}.",
-        *resnet18_lines(result["peers"], most),
+        f"thumbnet computes in {result['machine']['precision']}, the others in fp32 where nothing else is said. "
+        f"{versions(trained)}.",
+        *resnet18_lines(result["peers"], most, "" if folder else trained_resnet18()),
+    ]
+
+
+def about_peers() -> list[str]:
+    """Return what to know about the peers' figures."""
+    step = load("machine.json")["steps"]["classic"]
+    plain = load("peers.json")["peers"]["torch"]["cores"]["2"]["step"]["median"]
+    return [
+        "thumbnet trains with all that it does, step lines, checks for finite values, averages, TensorBoard summaries; "
+        "the others do none of these but the averages. No checkpoint falls into the seconds that are measured, of "
+        "nobody. How far plain PyTorch is behind is not the kernels' doing alone: the step of `classic` in eager "
+        "PyTorch, with bf16, channels-last and response normalization as a matrix product, makes "
+        f"{step['plain_images_per_second']['median']:,.0f} images/s on AMX where the tutorial's in fp32 with "
+        f"`nn.LocalResponseNorm` makes {plain:,.0f}, and the kernels are {step['times_plain']:.1f} times as fast as "
+        "that. Keras' input is TensorFlow's; the low values are of its process, not of that input.",
     ]
 
 
@@ -261,11 +317,16 @@ def peer_row(peer: dict[str, Any], most: str) -> str:
     scaling = f"{peer['scaling']['median']:.2f} x" if "scaling" in peer else ""
     return (
         f"| {peer['title']} | {whole['median']:,.0f} ({whole['lowest']:,.0f} to {whole['highest']:,.0f}) "
-        f"| {format(times['whole']['median'], '.1f') + ' x as fast' if times else ''} | {found['step']['median']:,.0f} "
+        f"| {times_of(times['whole']) if times else ''} | {found['step']['median']:,.0f} "
         f"| {found['input']['median']:,.0f} ({found['input']['lowest']:,.0f} to {found['input']['highest']:,.0f}) "
         f"| {found['memory_mib']['median']:,.0f} MiB "
         f"| {found['start_seconds']['median']:.1f} s | {scaling} |"
     )
+
+
+def times_of(found: dict[str, Any]) -> str:
+    """Return how many times as fast thumbnet is, in the middle and at least and at most of the rounds."""
+    return f"{found['median']:.1f} x as fast ({found['lowest']:.1f} to {found['highest']:.1f})"
 
 
 def versions(peers: dict[str, Any]) -> str:
@@ -274,8 +335,8 @@ def versions(peers: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in found.items() if name != "thumbnet")
 
 
-def resnet18_lines(peers: dict[str, Any], most: str) -> list[str]:
-    """Return what a ResNet-18 would take, beside the presets' measured times to 86 and 94 %."""
+def resnet18_lines(peers: dict[str, Any], most: str, trained: str) -> list[str]:
+    """Return what a ResNet-18 would take, beside the presets' measured times, and what was trained of it."""
     measured = [
         f"{peer['cores'][most]['step']['median']:,.0f} images/s in {peer['precision']}, which would make "
         f"{peer['estimated_hours_to_96_percent']:.1f} h to 96 %"
@@ -288,7 +349,7 @@ def resnet18_lines(peers: dict[str, Any], most: str) -> list[str]:
         "",
         f"The usual ResNet-18, its training step in plain PyTorch: {'; '.join(measured)}. These hours are estimated "
         "from the speed and the work of its usual training (32.3 PFLOP, arXiv:2404.00498). The presets' times, in the "
-        f"table above, were measured.{trained_resnet18()}",
+        f"table above, were measured.{trained}",
     ]
 
 
@@ -306,80 +367,37 @@ def trained_resnet18(name: str = "resnet18.json") -> str:
         f"epochs in {minutes(run['train_seconds'])}"
         for run in result["runs"]
     )
-    return f" Trained here in {result['precision']}, each length from the start (n = 1): {reached}."
+    most = max(max(run["accuracy"], run["view_accuracy"]) for run in result["runs"])
+    missed = ", ".join(f"{100 * target:.0f} %" for target in TARGETS[:2] if target > most)
+    return (
+        f" Trained here in {result['precision']}, each length from the start (n = 1): {reached}."
+        f"{f' For {missed} it was not trained long enough.' if missed else ''}"
+    )
 
 
-def machine_times() -> list[str]:
+def machine_times(folder: str = "") -> list[str]:
     """Return how long the presets take by the speed of their steps, which `thumbnet bench` tells of any machine."""
-    if not (RESULTS / "machine.json").exists():
+    if not (RESULTS / folder / "machine.json").exists():
         return []
-    result = load("machine.json")
+    result = load(f"{folder}machine.json")
     times = ", ".join(f"{preset} {minutes(found['seconds'])}" for preset, found in by_time(result))
     return [f"By the speed of the steps alone (`thumbnet bench`) training takes: {times}."]
 
 
 def without_bf16() -> list[str]:
-    """Return what was measured on a processor that has neither bf16 nor AVX-512, if it has been.
-
-    Raises:
-        ValueError: a file there is of a processor that has, or of another one than the rest.
-    """
-    if not (RESULTS / "avx2" / "machine.json").exists():
+    """Return what was measured on a processor that has neither bf16 nor AVX-512, if it has been."""
+    machine = insist_one_processor("avx2/")
+    if not machine:
         return []
-    result = load("avx2/machine.json")
-    rows, presets = [], []
-    for path in sorted((RESULTS / "avx2").glob("preset-*.json"), key=training_time):
-        preset = load(str(path.relative_to(RESULTS)))
-        insist_same_processor(path.name, preset["machine"], result["machine"])
-        presets.append(preset["preset"])
-        seconds = preset["train_seconds"]
-        span = f", {minutes(seconds['lowest'])} to {minutes(seconds['highest'])}" if preset["n"] > 1 else ""
-        rows.append(
-            f"* {preset['preset']}: {accuracy_of(preset)} in {minutes(seconds['mean'])} (n = {preset['n']}{span}); its "
-            f"step is {preset['step_ratio_to_plain']:.1f} times as fast as in plain eager PyTorch."
-        )
-    times = [f"{name} {minutes(found['seconds'])}" for name, found in by_time(result) if name not in presets]
-    if times:
-        rows.append(f"* By the speed of the steps alone: {', '.join(times)}.")
-    machine = result["machine"]
-    rows.extend(peers_without_bf16(machine))
-    if trained := trained_resnet18("avx2/resnet18.json"):
-        insist_same_processor("resnet18.json", load("avx2/resnet18.json"), machine)
-        rows.append(f"* The usual ResNet-18 in plain PyTorch.{trained}")
-    return [
-        f"On a processor without bf16 and AVX-512, {machine['cores']} cores of an {machine['cpu']}, everything in "
-        f"{machine['precision']} (`benchmarks/results/avx2/`):",
-        "",
-        *rows,
+    trained = trained_resnet18("avx2/resnet18.json")
+    parts = [
+        ["### Without bf16"],
+        [f"On a processor without bf16 and AVX-512, {machine}, everything in float32 (`benchmarks/results/avx2/`):"],
+        preset_table("avx2/"),
+        peer_table("avx2/"),
+        [*machine_times("avx2/"), *([f"The usual ResNet-18 in plain PyTorch.{trained}"] if trained else [])],
     ]
-
-
-def insist_same_processor(name: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise `ValueError` unless a file is of the processor that is expected, one without bf16 and AVX-512."""
-    features = found.get("features", [])  # the ResNet-18's script, which knows nothing of thumbnet, does not tell them
-    if found["cpu"] != expected["cpu"] or set(features) - {"avx2"}:
-        having = f" with {', '.join(features)}" if features else ""
-        raise ValueError(f"avx2/{name} is of {found['cpu']}{having}: measure it again")
-
-
-def peers_without_bf16(machine: dict[str, Any]) -> list[str]:
-    """Return a line on the peers there, if they were measured."""
-    if not (RESULTS / "avx2" / "peers.json").exists():
-        return []
-    result = load("avx2/peers.json")
-    insist_same_processor("peers.json", result["machine"], machine)
-    most = str(result["machine"]["cores"])
-    others = [peer for peer in result["peers"].values() if "thumbnet_times" in peer]
-    beside = "; ".join(
-        f"{peer['title']} {peer['cores'][most]['whole']['median']:,.0f}, "
-        f"{peer['thumbnet_times']['whole']['median']:.1f} times less"
-        for peer in others
-    )
-    whole = result["peers"]["thumbnet"]["cores"][most]["whole"]["median"]
-    return [
-        f"* Classic training, batch {result['batch_size']}, {result['rounds']} rounds in turn (medians): {whole:,.0f} "
-        f"images/s; {beside}."
-    ]
+    return [line for part in parts if part for line in (*part, "")][:-1]
 
 
 def by_time(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """The training loop of timm around the tutorial's network: its loader, optimizer, scheduler and averaged model.
 
-Its `--amp --amp-dtype bfloat16 --channels-last` are on, which its training script offers, with `--precision bf16`.
+Its `--channels-last` is on and, with `--precision bf16`, its `--amp --amp-dtype bfloat16`, which its training script
+offers.
 """
 
 from __future__ import annotations
@@ -38,8 +39,7 @@ def main() -> None:
     say_versions(timm=timm.__version__, torch=torch.__version__)
     torch.set_num_threads(task.cores)
     bf16 = task.precision == "bf16"
-    layout = torch.channels_last if bf16 else torch.contiguous_format
-    network = build_network().to(memory_format=layout)  # type: ignore[call-overload]
+    network = build_network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = timm.optim.create_optimizer_v2(
         network, opt="momentum", lr=LEARNING_RATE, momentum=0.0, param_group_fn=parameter_groups
     )
@@ -58,7 +58,7 @@ def main() -> None:
 
     def train(images: Tensor, labels: Tensor) -> Tensor:
         nonlocal done
-        images = images.contiguous(memory_format=layout)
+        images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
             loss: Tensor = loss_of(network(images), labels)
         loss.backward()
