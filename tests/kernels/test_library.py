@@ -1,5 +1,7 @@
+import ctypes
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +63,17 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., libra
 
 def test_every_c_file_is_compiled() -> None:
     assert set(library.SOURCES) == {path.name for path in Path(library.__file__).parent.glob("*.c")}
+
+
+def test_arguments_are_counted_as_the_sources_declare_them() -> None:
+    wanted = library.arguments_wanted()
+    folder = Path(library.__file__).parents[1]
+    called = {name for file in folder.rglob("*.py") for name in re.findall(r'\.call\(\s*"(\w+)"', file.read_text())}
+    assert called == wanted.keys()
+    assert (wanted["winograd_pack"], wanted["lrn_forward"], wanted["crop"]) == (7, 8, 12)
+    other = library.Library(handle=ctypes.CDLL(None), why="test")
+    with pytest.raises(TypeError, match="kernel winograd_pack takes 7 arguments, not 3"):
+        other.call("winograd_pack", torch.zeros(1), torch.zeros(1), 8)
 
 
 def test_a_machine_without_a_compiler_is_told_so(load: Callable[..., library.Library]) -> None:

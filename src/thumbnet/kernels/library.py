@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -64,10 +65,26 @@ class Library:
 
         Tensors and arrays are passed as pointers, None as NULL, floats as C floats, integers as C longs; memory layouts
         are up to the caller.
+
+        Raises:
+            TypeError: too few or too many arguments, which C would not notice.
         """
         assert self.handle is not None
+        if (given := 1 + len(arguments)) != (wanted := arguments_wanted()[name]):
+            raise TypeError(f"kernel {name} takes {wanted} arguments, not {given}")
         function = getattr(self.handle, f"{name}_{SUFFIXES[tensor.dtype]}")
         function(*(_c_argument(argument) for argument in (tensor, *arguments)))
+
+
+@functools.cache
+def arguments_wanted() -> dict[str, int]:
+    """Return how many arguments each kernel takes, by its name without the element type, as the sources say."""
+    prototype = re.compile(r"^void (?:NAME\((\w+)\)|(\w+)_(?:fp32|bf16|u8))\(([^)]*)\) \{", re.MULTILINE)
+    found = {}
+    for file in _sources():
+        for of_any_type, of_one, arguments in prototype.findall(file.read_text(encoding="utf-8")):
+            found[of_any_type or of_one] = 1 + arguments.count(",")
+    return found
 
 
 def _c_argument(
@@ -115,9 +132,14 @@ def library_path(openmp: str) -> Path:
 def _version() -> str:
     """Return a digest of the kernels' sources and of what they are compiled with."""
     key = hashlib.sha256("\n".join([*compiler_flags(), str(SOURCES)]).encode())
-    for file in sorted(file for file in _folder().iterdir() if file.suffix in (".c", ".h")):
+    for file in _sources():
         key.update(file.read_bytes())
     return key.hexdigest()[:16]
+
+
+def _sources() -> list[Path]:
+    """Return the kernels' C files and headers."""
+    return sorted(file for file in _folder().iterdir() if file.suffix in (".c", ".h"))
 
 
 def _folder() -> Path:
