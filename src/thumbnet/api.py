@@ -21,7 +21,6 @@ from thumbnet.config import (
 )
 from thumbnet.data import lasting_name, load_splits
 from thumbnet.data.dataset import Splits
-from thumbnet.data.progress import silent
 from thumbnet.errors import UsageError, did_you_mean
 from thumbnet.evaluation.classifier import Classifier
 from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load_for
@@ -31,6 +30,7 @@ from thumbnet.exporting.read import OnnxClassifier
 from thumbnet.exporting.write import export_onnx
 from thumbnet.files import expand_home
 from thumbnet.monitor.console import say
+from thumbnet.printing import silent
 from thumbnet.runs.find import Which, choose_checkpoint
 from thumbnet.runs.run import Run
 from thumbnet.training.adapt import preset_for

@@ -24,3 +24,7 @@ def width_of(text: str) -> int:
 def padded(text: str, width: int) -> str:
     """Return a text with blanks up to a width in cells; a wider one as it is."""
     return text + " " * (width - width_of(text))
+
+
+def silent(_: str) -> None:
+    """Tell nobody anything: a `note` of those who want to see nothing, not even a progress bar."""

@@ -4,7 +4,8 @@ import sys
 import pytest
 
 from thumbnet.data import progress
-from thumbnet.data.progress import silent, transfer
+from thumbnet.data.progress import transfer
+from thumbnet.printing import silent
 
 
 class Clock:

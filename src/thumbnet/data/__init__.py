@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from thumbnet.config import DataConfig
 from thumbnet.errors import UsageError, did_you_mean
 from thumbnet.files import expand_home
-from thumbnet.printing import printable
+from thumbnet.printing import printable, silent
 
 if TYPE_CHECKING:
     from thumbnet.data.dataset import Splits
@@ -45,7 +45,7 @@ def load_splits(
     *,
     data_dir: Path | None = None,
     offline: bool = False,
-    note: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = silent,
 ) -> Splits:
     """Return the examples of a data set, fetched or decoded at first use.
 

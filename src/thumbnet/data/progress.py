@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from thumbnet.printing import silent
+
 LINE_EVERY_S = 10.0
 """Seconds between two lines where there is no terminal."""
-
-
-def silent(_: str) -> None:
-    """Tell nobody anything: a `note` of those who want to see nothing."""
 
 
 @contextmanager

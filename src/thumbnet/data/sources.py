@@ -30,6 +30,7 @@ from thumbnet.data.verify import (
 )
 from thumbnet.errors import DataError
 from thumbnet.files import Pieces, sync, write_new_file
+from thumbnet.printing import silent
 
 Note = Callable[[str], None]
 
@@ -63,7 +64,7 @@ def find_or_fetch(dataset: RecordSet, root: Path, *, offline: bool, note: Note, 
     """
     _check_root(root)
     folder = folder_of(dataset, root)
-    if _complete(dataset, folder, repair=repair, note=lambda _: None):
+    if _complete(dataset, folder, repair=repair, note=silent):
         note(f"{dataset.name}: from {folder}")
         return folder
     if offline and not os.path.exists(root / dataset.archive.name):  # noqa: PTH110 - as in `_check_root`

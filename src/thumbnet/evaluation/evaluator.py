@@ -16,12 +16,12 @@ from torch import Tensor
 from thumbnet.config import DataConfig, EvaluationConfig, Recipe
 from thumbnet.data import load_splits
 from thumbnet.data.dataset import ImageDataset, Splits
-from thumbnet.data.progress import silent
 from thumbnet.engine import Precision, place
 from thumbnet.errors import CheckpointError, DivergedError, UsageError
 from thumbnet.evaluation.evaluate import evaluate_views
 from thumbnet.evaluation.metrics import Metrics, Weights
 from thumbnet.models import build_model
+from thumbnet.printing import silent
 from thumbnet.runs.checkpoint import NewerFormatError, fit_state, folder_name, load_weights, read_manifest
 from thumbnet.runs.facts import check_classes, facts_of, is_same_data, read_facts
 from thumbnet.runs.run import Run
@@ -110,7 +110,7 @@ def load_for(
     skip_bad: bool = False,
     data_dir: Path | None = None,
     offline: bool = False,
-    note: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = silent,
 ) -> tuple[Splits, Split]:
     """Return the data to evaluate a run on, and which split of it.
 

@@ -27,7 +27,7 @@ from thumbnet.evaluation.evaluator import choose_weights
 from thumbnet.evaluation.metrics import Weights, insist_finite
 from thumbnet.files import expand_home_in
 from thumbnet.models import build_model
-from thumbnet.printing import printable
+from thumbnet.printing import printable, silent
 from thumbnet.runs.checkpoint import fit_state, load_weights, read_manifest
 from thumbnet.runs.facts import class_names_of, read_facts
 from thumbnet.runs.find import Which
@@ -46,7 +46,7 @@ class Predictor(Classifier):
         checkpoint: Which = "latest",
         weights: Weights | None = None,
         precision: PrecisionName | None = None,
-        note: Callable[[str], None] = lambda _: None,
+        note: Callable[[str], None] = silent,
     ) -> None:
         """Load a checkpoint of a run.
 

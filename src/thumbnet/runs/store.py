@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from thumbnet.errors import CheckpointError
+from thumbnet.printing import silent
 from thumbnet.runs.checkpoint import (
     Checkpoint,
     NewerFormatError,
@@ -34,7 +35,7 @@ class CheckpointStore:
         self._doubtful: set[int] = set()  # steps that `newest` could not load
 
     def save(
-        self, checkpoint: Checkpoint, metric: float | None = None, *, note: Callable[[str], None] = lambda _: None
+        self, checkpoint: Checkpoint, metric: float | None = None, *, note: Callable[[str], None] = silent
     ) -> Path:
         """Save a checkpoint; once it is committed, delete those that are neither among the newest nor the best.
 
@@ -63,7 +64,7 @@ class CheckpointStore:
         """Return the step with the largest metric (the earliest of equals), or None when no metric was measured."""
         return self._best(self.steps())
 
-    def latest(self, note: Callable[[str], None] = lambda _: None) -> Checkpoint:
+    def latest(self, note: Callable[[str], None] = silent) -> Checkpoint:
         """Load all of the newest checkpoint that is whole; arguments and errors are those of `newest`."""
         return self.newest(load_checkpoint, note)[1]
 

@@ -20,7 +20,6 @@ from thumbnet import engine
 from thumbnet.config import Recipe, recipe_from_dict, recipe_to_dict
 from thumbnet.data import lasting_name
 from thumbnet.data.dataset import ImageDataset, Splits
-from thumbnet.data.progress import silent
 from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.errors import CheckpointError, UsageError
 from thumbnet.evaluation.curves import training_png
@@ -32,6 +31,7 @@ from thumbnet.input.distort import draw, prepare
 from thumbnet.models import build_model, insist_takes_side
 from thumbnet.monitor.console import Console, format_duration
 from thumbnet.monitor.event_file import EventFile
+from thumbnet.printing import silent
 from thumbnet.runs.checkpoint import Manifest, NewerFormatError, missing_files, read_manifest
 from thumbnet.runs.facts import read_facts, write_facts
 from thumbnet.runs.run import Run
@@ -67,7 +67,7 @@ def start_run(
     *,
     given: Collection[str] = (),
     data_dir: Path | None = None,
-    note: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = silent,
 ) -> tuple[Run, Splits]:
     """Make the folder of a new run and load its data; the folder does not stay when the data cannot be had.
 

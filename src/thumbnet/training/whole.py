@@ -16,13 +16,13 @@ from thumbnet import engine
 from thumbnet.config import LogFormat, Recipe
 from thumbnet.data import lasting_name, load_splits
 from thumbnet.data.dataset import Splits
-from thumbnet.data.progress import silent
 from thumbnet.distributed.place import is_launched
 from thumbnet.distributed.replicas import ALONE, Replicas
 from thumbnet.errors import DivergedError, UsageError
 from thumbnet.monitor.console import say
 from thumbnet.monitor.neighbours import Neighbours
 from thumbnet.monitor.signals import StopSignal
+from thumbnet.printing import silent
 from thumbnet.runs.facts import check_facts
 from thumbnet.runs.find import find_begun, find_checkpoint
 from thumbnet.runs.run import Run, arithmetic
