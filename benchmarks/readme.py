@@ -17,15 +17,17 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import readme_figures
+from readme_figures import TARGETS, load, minutes, percent
+from readme_peers import about_peers, peer_table, trained_resnet18
+
 FOLDER = Path(__file__).parent
-RESULTS = FOLDER / "results"
 PRESETS = FOLDER.parent / "src" / "thumbnet" / "presets"
 README = FOLDER.parent / "README.md"
 TRAINED_ONCE = ("classic", *(f"cuda-convnet/{net}" for net in ("80sec", "18pct", "13pct", "11pct")))
 """Folders of the results of presets that were trained once, at length."""
 VIEWS = {"mirror": 2, "shifts": 6, "corners": 10}
 """Passes over a picture that the figure over several views takes."""
-TARGETS = (0.86, 0.94, 0.95, 0.96)
 BEGIN, END = "<!-- results -->\n", "<!-- end of results -->\n"
 
 
@@ -61,13 +63,8 @@ def with_results(text: str) -> str:
 
 def first_run() -> list[str]:
     """Return what `make train` said, as a block."""
-    lines = (RESULTS / "make_train.txt").read_text(encoding="utf-8").splitlines()
+    lines = (readme_figures.RESULTS / "make_train.txt").read_text(encoding="utf-8").splitlines()
     return ["What `make train` says once the data is there:", "", *(f"    {line}".rstrip() for line in lines)]
-
-
-def load(name: str) -> Any:
-    """Return the content of a results file."""
-    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 def insist_one_processor(folder: str) -> str:
@@ -78,7 +75,7 @@ def insist_one_processor(folder: str) -> str:
     """
     names = ("preset-*.json", "peers.json", "machine.json", "classic_system.json", "resnet18.json")
     found: dict[str, str] = {}
-    for path in sorted(path for name in names for path in (RESULTS / folder).glob(name)):
+    for path in sorted(path for name in names for path in (readme_figures.RESULTS / folder).glob(name)):
         result = json.loads(path.read_text(encoding="utf-8"))
         machine = result.get("machine", result)  # the script of the ResNet-18 knows nothing of thumbnet
         found[path.name] = f"{machine.get('cores', machine.get('threads'))} cores of an {machine['cpu']}"
@@ -86,18 +83,24 @@ def insist_one_processor(folder: str) -> str:
             raise ValueError(f"avx2/{path.name} is of {machine['cpu']} with {', '.join(machine['features'])}")
     if len(set(found.values())) > 1:
         each = "; ".join(f"{name}: {machine}" for name, machine in found.items())
-        raise ValueError(f"{RESULTS / folder}: results of several machines, measure those anew together\n{each}")
+        raise ValueError(
+            f"{readme_figures.RESULTS / folder}: results of several machines, measure those anew together\n{each}"
+        )
     return next(iter(found.values()), "")
 
 
 def preset_table(folder: str = "") -> list[str]:
     """Return the table of presets: accuracy, time, speed, work, command."""
-    found = [load(f"{folder}{path.name}") for path in (RESULTS / folder).glob("preset-*.json")]
+    found = [load(f"{folder}{path.name}") for path in (readme_figures.RESULTS / folder).glob("preset-*.json")]
     return [
         "| preset | test accuracy | training time | start-up, evaluation | images/s | PFLOP | memory | command |",
         "|---|---|---|---|---|---|---|---|",
         *(preset_row(preset) for preset in sorted(found, key=training_time)),
-        *(run_row(run) for run in TRAINED_ONCE if not folder and (RESULTS / run / "result.json").exists()),
+        *(
+            run_row(run)
+            for run in TRAINED_ONCE
+            if not folder and (readme_figures.RESULTS / run / "result.json").exists()
+        ),
     ]
 
 
@@ -138,12 +141,12 @@ def accuracy_of(preset: dict[str, Any]) -> str:
 def preset_row(preset: dict[str, Any]) -> str:
     """Return the row of a preset that was trained over several seeds."""
     seconds = preset["train_seconds"]
-    spread = f"{minutes(seconds['lowest'])} to {minutes(seconds['highest'])}"
+    spread = f" ({minutes(seconds['lowest'])} to {minutes(seconds['highest'])})" if preset["n"] > 1 else ""
     if seconds["n"] < preset["n"]:
-        spread = f"{seconds['n']} of {preset['n']} timed, the others had fewer cores"
+        spread = f" ({seconds['n']} of {preset['n']} timed, the others had fewer cores)"
     return (
         f"| {preset['preset']} | {accuracy_of(preset)} (n = {preset['n']}) "
-        f"| {minutes(seconds['mean'])} ({spread}) "
+        f"| {minutes(seconds['mean'])}{spread} "
         f"| {preset['start_seconds']['mean']:.1f} s, {preset['test_seconds']['mean']:.1f} s "
         f"| {preset['images_per_second']['mean']:,.0f}, {preset['step_ratio_to_plain']:.1f} x plain, "
         f"{100 * preset['share_of_limit']:.0f} % of the limit "
@@ -163,7 +166,7 @@ def command_of_preset(preset: dict[str, Any]) -> str:
 def run_row(folder: str) -> str:
     """Return the row of a preset that was trained once, with its log and curve in a folder of the results."""
     result = load(f"{folder}/result.json")
-    recipe = tomllib.loads((RESULTS / folder / "recipe.toml").read_text(encoding="utf-8"))
+    recipe = tomllib.loads((readme_figures.RESULTS / folder / "recipe.toml").read_text(encoding="utf-8"))
     test = result["test"]
     first = test.get("average", test["raw"])
     accuracy = percent(first["accuracy"])
@@ -176,7 +179,7 @@ def run_row(folder: str) -> str:
         f"| {result['preset']} | {accuracy} ({raw}n = 1) "
         f"| {minutes(result['train_seconds'])}, {result['steps']:,} steps "
         f"| {result['start_seconds']:.1f} s, {result['test_seconds']:.1f} s "
-        f"| {images_per_second:,.0f}, {cores_of(RESULTS / folder / 'log.txt.gz')} | "
+        f"| {images_per_second:,.0f}, {cores_of(readme_figures.RESULTS / folder / 'log.txt.gz')} | "
         f"| {result['memory_mib'] / 1024:.1f} GiB "
         f"| `{command_of(recipe)}` |"
     )
@@ -202,7 +205,7 @@ def command_of(recipe: dict[str, Any]) -> str:
 
 def times_to() -> list[str]:
     """Return how long the quickest preset takes whose mean test accuracy is at least that, by either way of looking."""
-    presets = sorted((load(path.name) for path in RESULTS.glob("preset-*.json")), key=training_time)
+    presets = sorted((load(path.name) for path in readme_figures.RESULTS.glob("preset-*.json")), key=training_time)
     if not presets:
         return []
     ways = {"from a single view": "accuracy", "over several views": "view_accuracy"}
@@ -269,115 +272,9 @@ def devices_lines() -> list[str]:
     ]
 
 
-def peer_table(folder: str = "") -> list[str]:
-    """Return thumbnet beside its peers; nothing before they have been measured."""
-    if not (RESULTS / folder / "peers.json").exists():
-        return []
-    result = load(f"{folder}peers.json")
-    most = str(result["machine"]["cores"])
-    trained = {name: peer for name, peer in result["peers"].items() if "whole" in peer["cores"][most]}
-    plot = "![images per second of training, step and input](benchmarks/results/peers.png)"
-    return [
-        "Beside its peers: the tutorial's network, distortions, loss, decay and averages, batch "
-        f"{result['batch_size']}, the same record files, {most} cores, {result['rounds']} rounds in turn: medians and "
-        "ranges, those in the second column of the rounds' ratios.",
-        "",
-        "| | training, images/s | thumbnet is | step alone | input alone | memory | first step done after "
-        f"| from 1 core to {most} |",
-        "|---|---|---|---|---|---|---|---|",
-        *(peer_row(peer, most) for peer in trained.values()),
-        *(["", plot] if not folder else []),
-        "",
-        f"thumbnet computes in {result['machine']['precision']}, the others in fp32 where nothing else is said. "
-        f"{versions(trained)}.",
-        *resnet18_lines(result["peers"], most, "" if folder else trained_resnet18()),
-    ]
-
-
-def about_peers() -> list[str]:
-    """Return what to know about the peers' figures."""
-    step = load("machine.json")["steps"]["classic"]
-    plain = load("peers.json")["peers"]["torch"]["cores"]["2"]["step"]["median"]
-    return [
-        "thumbnet trains with all that it does, step lines, checks for finite values, averages, TensorBoard summaries; "
-        "the others do none of these but the averages. No checkpoint falls into the seconds that are measured, of "
-        "nobody. How far plain PyTorch is behind is not the kernels' doing alone: the step of `classic` in eager "
-        "PyTorch, with bf16, channels-last and response normalization as a matrix product, makes "
-        f"{step['plain_images_per_second']['median']:,.0f} images/s on AMX where the tutorial's in fp32 with "
-        f"`nn.LocalResponseNorm` makes {plain:,.0f}, and the kernels are {step['times_plain']:.1f} times as fast as "
-        "that. Keras' input is TensorFlow's; the low values are of its process, not of that input.",
-    ]
-
-
-def peer_row(peer: dict[str, Any], most: str) -> str:
-    """Return one peer's row."""
-    found = peer["cores"][most]
-    whole = found["whole"]
-    times = peer.get("thumbnet_times")
-    scaling = f"{peer['scaling']['median']:.2f} x" if "scaling" in peer else ""
-    return (
-        f"| {peer['title']} | {whole['median']:,.0f} ({whole['lowest']:,.0f} to {whole['highest']:,.0f}) "
-        f"| {times_of(times['whole']) if times else ''} | {found['step']['median']:,.0f} "
-        f"| {found['input']['median']:,.0f} ({found['input']['lowest']:,.0f} to {found['input']['highest']:,.0f}) "
-        f"| {found['memory_mib']['median']:,.0f} MiB "
-        f"| {found['start_seconds']['median']:.1f} s | {scaling} |"
-    )
-
-
-def times_of(found: dict[str, Any]) -> str:
-    """Return how many times as fast thumbnet is, in the middle and at least and at most of the rounds."""
-    return f"{found['median']:.1f} x as fast ({found['lowest']:.1f} to {found['highest']:.1f})"
-
-
-def versions(peers: dict[str, Any]) -> str:
-    """Return the versions of all frameworks, each once; all peers ran on the same Python."""
-    found = {name: version for peer in peers.values() for name, version in peer["versions"].items()}
-    return ", ".join(f"{name} {version}" for name, version in found.items() if name != "thumbnet")
-
-
-def resnet18_lines(peers: dict[str, Any], most: str, trained: str) -> list[str]:
-    """Return what a ResNet-18 would take, beside the presets' measured times, and what was trained of it."""
-    measured = [
-        f"{peer['cores'][most]['step']['median']:,.0f} images/s in {peer['precision']}, which would make "
-        f"{peer['estimated_hours_to_96_percent']:.1f} h to 96 %"
-        for peer in peers.values()
-        if "estimated_hours_to_96_percent" in peer
-    ]
-    if not measured:
-        return []
-    return [
-        "",
-        f"The usual ResNet-18, its training step in plain PyTorch: {'; '.join(measured)}. These hours are estimated "
-        "from the speed and the work of its usual training (32.3 PFLOP, arXiv:2404.00498). The presets' times, in the "
-        f"table above, were measured.{trained}",
-    ]
-
-
-def trained_resnet18(name: str = "resnet18.json") -> str:
-    """Return what a ResNet-18 reached that was trained here, for less long; nothing before it was.
-
-    Args:
-        name: of the results file.
-    """
-    if not (RESULTS / name).exists():
-        return ""
-    result = load(name)
-    reached = "; ".join(
-        f"{percent(run['accuracy'])}, with the mirror image {percent(run['view_accuracy'])}, after {run['epochs']} "
-        f"epochs in {minutes(run['train_seconds'])}"
-        for run in result["runs"]
-    )
-    most = max(max(run["accuracy"], run["view_accuracy"]) for run in result["runs"])
-    missed = ", ".join(f"{100 * target:.0f} %" for target in TARGETS[:2] if target > most)
-    return (
-        f" Trained here in {result['precision']}, each length from the start (n = 1): {reached}."
-        f"{f' For {missed} it was not trained long enough.' if missed else ''}"
-    )
-
-
 def machine_times(folder: str = "") -> list[str]:
     """Return how long the presets take by the speed of their steps, which `thumbnet bench` tells of any machine."""
-    if not (RESULTS / folder / "machine.json").exists():
+    if not (readme_figures.RESULTS / folder / "machine.json").exists():
         return []
     result = load(f"{folder}machine.json")
     times = ", ".join(f"{preset} {minutes(found['seconds'])}" for preset, found in by_time(result))
@@ -395,7 +292,8 @@ def without_bf16() -> list[str]:
         [f"On a processor without bf16 and AVX-512, {machine}, everything in float32 (`benchmarks/results/avx2/`):"],
         preset_table("avx2/"),
         peer_table("avx2/"),
-        [*machine_times("avx2/"), *([f"The usual ResNet-18 in plain PyTorch.{trained}"] if trained else [])],
+        machine_times("avx2/"),
+        [f"The usual ResNet-18 in plain PyTorch.{trained}"] if trained else [],
     ]
     return [line for part in parts if part for line in (*part, "")][:-1]
 
@@ -404,16 +302,6 @@ def by_time(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return the presets whose time follows from a measured step, the quickest first."""
     known = [(preset, found) for preset, found in result["presets"].items() if found["after"] == preset]
     return sorted(known, key=lambda item: float(item[1]["seconds"]))
-
-
-def percent(share: float) -> str:
-    """Return a share as a percentage."""
-    return f"{100 * share:.2f} %"
-
-
-def minutes(seconds: float) -> str:
-    """Return a duration in seconds or minutes."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 if __name__ == "__main__":
