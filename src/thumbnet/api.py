@@ -25,7 +25,7 @@ from thumbnet.errors import UsageError, did_you_mean
 from thumbnet.evaluation.classifier import Classifier
 from thumbnet.evaluation.evaluator import Evaluator, Split, choose_weights, load_for
 from thumbnet.evaluation.metrics import Metrics, Weights
-from thumbnet.evaluation.predict import Predictor
+from thumbnet.evaluation.predict import Predictor, own_precision
 from thumbnet.exporting.read import OnnxClassifier
 from thumbnet.exporting.write import export_onnx
 from thumbnet.files import expand_home
@@ -231,7 +231,7 @@ def evaluate(
         splits,
         split,
         weights=choose_weights(found.recipe, weights or "both")[:1],
-        precision=engine.resolve_precision(precision or found.recipe.train.precision),
+        precision=engine.resolve_precision(precision or own_precision(found)),
         limit=limit,
         batch_size=batch_size,
         views=False,

@@ -118,8 +118,10 @@ def test_copies_of_one_picture_stay_on_one_side(folder: Path, load):
         for copy in range(3):
             shutil.copy(folder / "cat" / f"{number}.png", folder / "cat" / f"{number}-copy{copy}.png")
     splits, notes = load(folder, validation=0.2)
-    sides = [{key.split("-")[0].removesuffix(".png") for key in keys(part)} for part in (splits.train, splits.test)]
-    assert sides[0].isdisjoint(sides[1])
+    parts = (splits.train, splits.validation, splits.test)
+    sides = [{key.split("-")[0].removesuffix(".png") for key in keys(part)} for part in parts]
+    assert sides[0].isdisjoint(sides[1] | sides[2])
+    assert len(splits.validation) == pytest.approx(0.2 * (len(splits.train) + len(splits.validation)), rel=0.25)
     assert not any("two splits" in note for note in notes)
 
 

@@ -9,7 +9,7 @@ from thumbnet.errors import DataError
 def test_more_classes_than_a_label_can_tell_are_refused():
     count = MAX_CLASSES + 1
     names = [f"class {number}" for number in range(count)]
-    with pytest.raises(DataError, match=r"65,537 classes, at most 65,536"):
+    with pytest.raises(DataError, match=r"8,193 classes, at most 8,192"):
         make_listing(Path("x"), Path("x"), names, names, None, [(1, 1)] * count)
 
 

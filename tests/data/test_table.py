@@ -33,6 +33,7 @@ def test_paths_and_labels(tmp_path: Path):
         ("filename\tcategory\r\n1.jpg\tdog\r\n2.jpg\tcat\r\n", "utf-8"),
         ("image,label\n\n1.jpg,dog\n\n2.jpg,cat\n\n", "utf-8-sig"),
         ('file,label\n"1.jpg","dog"\n 2.jpg , cat \n', "utf-8"),
+        ("\n \npath;label\n1.jpg;dog\n2.jpg;cat\n", "utf-8"),
     ],
 )
 def test_columns_of_other_names_orders_and_separators(text: str, encoding: str, tmp_path: Path):

@@ -165,6 +165,19 @@ def test_links_are_followed_and_circles_end(tmp_path: Path):
     assert listing.stamps[1].tolist() == [-1, -1]
 
 
+@pytest.mark.parametrize("linking", ["a", "b"])
+def test_a_link_to_another_class_gives_a_class_none_of_its_pictures(linking: str, tmp_path: Path):
+    put(tmp_path, "a/1.jpg", "b/2.jpg")
+    (tmp_path / linking / "more").symlink_to(tmp_path / ("b" if linking == "a" else "a"))
+    assert by_class(tmp_path) == {"a": ["a/1.jpg"], "b": ["b/2.jpg"]}
+
+
+def test_a_class_that_is_a_link_to_another_has_no_pictures_of_its_own(tmp_path: Path):
+    put(tmp_path, "a/1.jpg", "c/2.jpg")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert by_class(tmp_path) == {"a": ["a/1.jpg"], "c": ["c/2.jpg"]}
+
+
 @pytest.mark.parametrize("splits", [False, True])
 def test_a_link_back_gives_a_class_no_pictures_of_others(splits: bool, tmp_path: Path):
     tops = ("train/", "test/") if splits else ("",)

@@ -387,6 +387,14 @@ def test_the_home_folder_in_what_a_shell_has_left_alone(tree: Path, run: Run, mo
     assert "no such file" not in str(caught.value)
 
 
+def test_links_in_circles_name_no_picture_twice(tree: Path):
+    (tree / "a" / "b" / "back").symlink_to(tree / "a")
+    (tree / ".hidden").mkdir()
+    (tree / ".hidden" / "4.jpg").write_bytes(b"")
+    assert find_pictures(["a/**"]) == ["a/1.jpg", "a/b/2.PNG", "a/notes.txt"]
+    assert find_pictures(["**/*.jpg", "?/**/*.PNG"]) == ["[odd].jpg", "a/1.jpg", "a/b/2.PNG"]
+
+
 def test_a_folder_without_pictures_is_kept_to_be_told_of(tree: Path, run: Run):
     (tree / "void").mkdir()
     assert find_pictures(["void"]) == ["void"]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from thumbnet.exporting.read import OnnxClassifier
+from thumbnet.serving.app import encodable
 
 SIDE = 8
 CLASSES = ("red", "green", "blue")
@@ -174,6 +175,13 @@ def test_what_is_no_picture_is_refused_with_the_reason(lasting: Any, content: by
     assert status == 422
     assert why in said["error"]
     assert lasting.predict(RED)[0] == 200
+
+
+def test_names_that_are_no_text_are_told_with_backslashes() -> None:
+    facts = {"classes": ["caf\udce9", "tea"], "step": 3, "image_shape": (32, 32, 3)}
+    told = encodable(facts)
+    assert told == {"classes": ["caf\\udce9", "tea"], "step": 3, "image_shape": [32, 32, 3]}
+    json.dumps(told, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("query", ["?top=0", "?top=-1", "?top=many", "?top=1e3", "?top="])

@@ -194,13 +194,14 @@ def _evaluator(args: argparse.Namespace, this_run: Run, split: Split | None, *, 
     """Load the data and build the network of a run."""
     from thumbnet import engine
     from thumbnet.evaluation.evaluator import Evaluator, choose_weights, load_for
+    from thumbnet.evaluation.predict import own_precision
 
     recipe = this_run.recipe
     weights = choose_weights(recipe, args.weights)
     if args.weights == "both" and weights == ("raw",):
         note("this run keeps no average of its weights: the raw ones are evaluated alone")
     asked_for = args.precision or (half_precision() if args.use_fp16 else None)
-    precision = engine.resolve_precision(asked_for or recipe.train.precision)
+    precision = engine.resolve_precision(asked_for or own_precision(this_run))
     splits, split = load_for(
         this_run,
         split,

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thumbnet.cli.flags import add_out_flag, whole_number
+from thumbnet.cli.flags import add_out_flag, user_path, whole_number
 from thumbnet.errors import UsageError
 from thumbnet.printing import printable
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.run is None and args.model is None and args.preset is None:
         return _print_presets(as_json=args.json)
     if args.run is not None and args.run.endswith(".onnx"):
-        return _print_file(Path(args.run), as_json=args.json)
+        return _print_file(user_path(args.run), as_json=args.json)
     from thumbnet.config import ModelConfig, load_preset
     from thumbnet.models import build_model
     from thumbnet.models.describe import describe_layers

@@ -14,6 +14,7 @@ from thumbnet.cli.flags import (
     add_engine_flags,
     add_out_flag,
     note,
+    user_path,
     whole_number,
 )
 from thumbnet.errors import UsageError
@@ -85,7 +86,7 @@ def _classifier(args: argparse.Namespace) -> OnnxClassifier:
         for flag, given in {"--checkpoint": args.checkpoint != "latest", "--weights": args.weights is not None}.items():
             if given:
                 raise UsageError(f"{flag} goes with a run: {args.run_name} is of one checkpoint")
-        return OnnxClassifier.open(Path(args.run_name), args.threads)
+        return OnnxClassifier.open(user_path(args.run_name), args.threads)
     from thumbnet.exporting.write import MODEL_FILE, export_onnx
 
     predictor = predictor_of(args)

@@ -148,6 +148,7 @@ def _assign(listing: Listing, decoded: DecodedPictures, good: np.ndarray, config
                 f"it must be from 1 to {len(left) - 1:,}"
             )
         sizes = _pictures_of_each_class(decoded.labels[left], decoded.digests[left], len(listing.class_names))
+        count = max(round(count * int(sizes.sum()) / len(left)), 1)  # of different ones, whose copies go along
         held_out = hold_out(decoded.labels[left], decoded.digests[left], _leave_one(in_proportion(sizes, count), sizes))
         if not held_out.any():
             raise UsageError(

@@ -19,8 +19,8 @@ from thumbnet.errors import DataError
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
 """Names of folders, and values of a CSV file's column, that mean a split -> index in `SPLITS`."""
-MAX_CLASSES = 2**16
-"""A label has two bytes."""
+MAX_CLASSES = 2**13
+"""Which class is taken for which is counted for every pair: 512 MiB."""
 
 _NAMED = 3
 

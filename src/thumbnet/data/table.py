@@ -29,9 +29,10 @@ def list_table(where: Path) -> Listing:
     """
     try:
         text = where.read_bytes().decode().removeprefix("\ufeff")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        header = next((line for line in text.splitlines() if line.strip()), "")
+        delimiter = max(",;\t", key=header.count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        return _read(where, ((reader.line_num, row) for row in reader if row))
+        return _read(where, ((reader.line_num, row) for row in reader if len(row) > 1 or "".join(row).strip()))
     except OSError as error:
         raise DataError(f"{where}: cannot read this CSV file: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -121,10 +121,12 @@ def _holds(folder: Path) -> _Held:
 
 def _walk_classes(root: Path, split_folder: str, split: int, found: _Found) -> None:
     """Add the pictures of each class's folder, at any depth below it."""
-    # A link in a class's folder back to these would make the pictures of the other classes its own.
-    seen = {(status.st_dev, status.st_ino) for status in (root.stat(), (root / split_folder).stat())}
+    # A link in a class's folder back to these, or to another class, would make the pictures of others its own.
+    walked = {_identity(root.stat()), _identity((root / split_folder).stat())}
+    entries = _entries(root / split_folder)
+    seen = walked | {_identity(entry.stat()) for entry in entries if entry.is_dir()}
     start = f"{root}/"
-    for entry in _entries(root / split_folder):
+    for entry in entries:
         if not entry.is_dir():
             kind = Path(entry.name).suffix.lower()
             if kind in SUFFIXES:
@@ -133,7 +135,9 @@ def _walk_classes(root: Path, split_folder: str, split: int, found: _Found) -> N
                 found.others[kind] += 1
             continue
         before = len(found.paths)
-        for path, stamp in walk_pictures(Path(entry.path), seen, found.others):
+        anew = (identity := _identity(entry.stat())) not in walked
+        walked.add(identity)
+        for path, stamp in _pictures_in(Path(entry.path), seen, found.others) if anew else ():
             found.paths.append(path.removeprefix(start))
             found.classes.append(entry.name)
             found.splits.append(split)
@@ -159,10 +163,21 @@ def walk_pictures(
         seen: folders walked so far, by device and inode: links may make circles.
         others: is added to.
     """
-    status = folder.stat()
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
+    identity = _identity(folder.stat())
+    if identity not in seen:
+        seen.add(identity)
+        yield from _pictures_in(folder, seen, others)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    """Return what a folder is the same by, whatever links lead to it."""
+    return status.st_dev, status.st_ino
+
+
+def _pictures_in(
+    folder: Path, seen: set[tuple[int, int]], others: Counter[str]
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield what `walk_pictures` does, of a folder that is not asked whether it has been seen."""
     for entry in _entries(folder):
         if entry.is_dir():
             yield from walk_pictures(Path(entry.path), seen, others)

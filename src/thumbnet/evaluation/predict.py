@@ -10,7 +10,7 @@ import functools
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +77,7 @@ class Predictor(Classifier):
             step, tensors = read_manifest(path).step, load(path)
         self.step = step
         """Step of the checkpoint."""
-        own = run.recipe.train.precision
-        if own == "fp16" and device().type == "cpu":  # which only GPUs have
-            own = "fp32"
-        self.precision = resolve_precision(precision or own)
+        self.precision = resolve_precision(precision or own_precision(run))
         """Arithmetic of the network."""
         self._layout = RecordFormat(image_shape=self.image_shape)
         self.network = place(
@@ -107,6 +104,12 @@ class Predictor(Classifier):
         return probabilities
 
 
+def own_precision(run: Run) -> PrecisionName:
+    """Return the arithmetic that a run was trained in, or what comes near it here: processors have no fp16."""
+    own = run.recipe.train.precision
+    return "fp32" if own == "fp16" and device().type == "cpu" else own
+
+
 def find_pictures(arguments: Sequence[str]) -> list[str]:
     """Return the paths that arguments stand for: files as they are, folders and patterns by what they hold.
 
@@ -124,10 +127,26 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
         elif os.path.isdir(argument):  # noqa: PTH112
             files += _pictures_below(Path(argument)) or [argument]
         else:
-            matches = sorted(map(Path, glob.glob(argument, recursive=True)))  # noqa: PTH207 - patterns may be absolute
             # `**` matches a folder and also what is in it.
-            files += list(dict.fromkeys(file for match in matches for file in _named_by(match))) or [argument]
+            named = (file for match in sorted(_matches(argument)) for file in _named_by(match))
+            files += list(dict.fromkeys(named)) or [argument]
     return files
+
+
+def _matches(pattern: str) -> Iterator[Path]:
+    """Yield the files and folders that a pattern matches; `**` follows no links, which may make circles."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from map(Path, glob.glob(pattern))  # noqa: PTH207 - patterns may be absolute
+        return
+    at = parts.index("**")
+    below = Path(*parts[at:], *(["*"] if parts[-1] == "**" else []))
+    for start in map(Path, glob.glob(str(Path(*parts[:at])))):  # noqa: PTH207
+        for match in start.glob(str(below)):
+            hidden = any(part.startswith(".") for part in match.relative_to(start).parts)
+            # What is in a folder that `**` itself matches comes one by one.
+            if not hidden and not (match.is_dir() and (parts[-1] == "**" or match.is_symlink())):
+                yield match
 
 
 def _named_by(match: Path) -> list[str]:

@@ -18,7 +18,7 @@ from thumbnet.errors import CheckpointError, DataError
 from thumbnet.files import read_regular_file, replace_file, write_error
 
 DATA_FILE = "data.json"
-_LIMIT_BYTES = 64 * 2**20  # 65,536 classes with names of a thousand letters
+_LIMIT_BYTES = 64 * 2**20  # 8,192 classes with names of thousands of letters
 
 
 @dataclass(frozen=True, kw_only=True)

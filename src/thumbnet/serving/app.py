@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Annotated, Any
@@ -89,6 +89,7 @@ def create_app(classifier: OnnxClassifier, limits: Limits | None = None, hosts: 
     """
     limits = limits or Limits()
     batcher = Batcher(classifier.ask)
+    facts = encodable(classifier.facts)
     places = Places(limits.at_once)
     decoders = ThreadPoolExecutor(DECODERS, "decoder")
 
@@ -126,7 +127,7 @@ def create_app(classifier: OnnxClassifier, limits: Limits | None = None, hosts: 
     @app.get("/model")
     async def model() -> dict[str, Any]:
         """Say which network answers: its classes, the size of its pictures, the run and step it is from."""
-        return classifier.facts
+        return dict(facts)
 
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Refusal, "description": why}
@@ -151,10 +152,19 @@ def create_app(classifier: OnnxClassifier, limits: Limits | None = None, hosts: 
             except PictureError as error:
                 raise HTTPException(422, str(error)) from error
             likeliest = classifier.likeliest(await batcher.ask(image_HWC), top)
-        entries = [ClassProbability(name=name, probability=probability) for name, probability in likeliest]
+        entries = [ClassProbability(name=encodable(name), probability=probability) for name, probability in likeliest]
         return Answer(name=entries[0].name, probability=entries[0].probability, top=entries)
 
     return app
+
+
+def encodable(value: Any) -> Any:
+    """Return what is to be told as JSON, with names of folders that are not UTF-8 written with backslashes."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {name: encodable(entry) for name, entry in value.items()}
+    return [encodable(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:

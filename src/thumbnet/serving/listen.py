@@ -173,7 +173,7 @@ class _ImpatientProtocol(H11Protocol):
         """Start the clock where the client is to send or take something, stop it where it is our turn."""
         head = self.conn.their_state is h11.IDLE
         unwanted = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
-        if head or unwanted or self.flow.write_paused:
+        if head or unwanted or self.flow.write_paused or self.transport.is_closing():
             self._wait()
         else:
             self._wait_no_longer()
