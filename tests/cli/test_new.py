@@ -109,7 +109,7 @@ def test_splits_of_ones_own_and_the_size_in_the_recipe(
     assert "100 images to train on, 60 for validation" in output.err
     assert "dark             precision" in output.out
     assert "network speed" in output.err
-    assert "input 42x42" in output.err
+    assert "input 32x32, then 42x42" in output.err
     # The command takes the same recipe and folder.
     arguments = ["--recipe", str(recipe), "--data", str(project / "pictures"), "--steps", "1", "--no-test"]
     assert main(["train", *arguments, "--out", str(project / "runs")]) == 0
