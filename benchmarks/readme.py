@@ -64,7 +64,8 @@ def with_results(text: str) -> str:
 def first_run() -> list[str]:
     """Return what `make train` said, as a block."""
     lines = (readme_figures.RESULTS / "make_train.txt").read_text(encoding="utf-8").splitlines()
-    return ["What `make train` says once the data is there, on the processor without AMX:", "", *(f"    {line}".rstrip() for line in lines)]
+    head = "What `make train` says once the data is there, on the processor without AMX:"
+    return [head, "", *(f"    {line}".rstrip() for line in lines)]
 
 
 def insist_one_processor(folder: str) -> str:
