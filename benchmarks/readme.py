@@ -51,6 +51,7 @@ def with_results(text: str) -> str:
     insist_one_processor("")
     parts = [
         first_run(),
+        ["### With AMX"],
         [*preset_table(), "", *about_presets()],
         times_to(),
         figures(),
