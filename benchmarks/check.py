@@ -4,7 +4,7 @@
 
 The step of the classic network and that of the quick preset are measured in processes of their own, with and without
 kernels in turn. The median ratio of the rounds must be above 1.6 and 1.3, well below what a quiet machine measures:
-with AMX 2.8 and 1.6 (`results/machine.json`), with AVX2 alone 2.6 and 2.8 (`results/avx2/machine.json`). If it is not,
+with AMX 2.8 and 1.6 (`results/machine.json`), with AVX2 alone 2.7 and 2.7 (`results/avx2/machine.json`). If it is not,
 the rounds are measured again, more of them and longer, before this fails: a busy machine hits one turn or another, a
 regression hits all of them.
 """

@@ -145,12 +145,10 @@ def suited(peers: dict[str, Peer]) -> dict[str, Peer]:
 
     if engine.resolve_precision().name == "bf16":
         return peers
-    timm = dataclasses.replace(PEERS["timm"], precision="fp32", title="timm's training loop, channels-last")
-    return {
-        name: timm if name == "timm" else peer
-        for name, peer in peers.items()
-        if name == "timm" or peer.precision != "bf16"
-    }
+    if "timm" in peers:
+        timm = dataclasses.replace(peers["timm"], precision="fp32", title="timm's training loop, channels-last")
+        peers = peers | {"timm": timm}
+    return {name: peer for name, peer in peers.items() if peer.precision != "bf16"}
 
 
 def tell(text: str) -> None:

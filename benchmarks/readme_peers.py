@@ -35,7 +35,8 @@ def peer_table(folder: str = "") -> list[str]:
 def about_peers() -> list[str]:
     """Return what to know about the peers' figures."""
     step = load("machine.json")["steps"]["classic"]
-    plain = load("peers.json")["peers"]["torch"]["cores"]["2"]["step"]["median"]
+    peers = load("peers.json")
+    plain = peers["peers"]["torch"]["cores"][str(peers["machine"]["cores"])]["step"]["median"]
     return [
         "thumbnet trains with all that it does, step lines, checks for finite values, averages, TensorBoard summaries; "
         "the others do none of these but the averages. Nobody saves a checkpoint in the seconds that are measured. How "
@@ -65,11 +66,9 @@ def peer_row(peer: dict[str, Any], most: str) -> str:
 def arithmetic_of(result: dict[str, Any]) -> str:
     """Say in what arithmetic the peers compute."""
     own = result["machine"]["precision"]
-    return (
-        "All compute in fp32."
-        if own == "fp32"
-        else f"thumbnet computes in {own}, the others in fp32 where nothing else is said."
-    )
+    if own == "fp32":
+        return "All compute in fp32."
+    return f"thumbnet computes in {own}, the others in fp32 where nothing else is said."
 
 
 def times_of(found: dict[str, Any]) -> str:

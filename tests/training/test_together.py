@@ -17,8 +17,6 @@ def test_a_command_may_hold_what_json_cannot_say() -> None:
 @pytest.fixture
 def begun(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of this job, which was killed and restarted."""
-    for name, value in {"TORCHELASTIC_RUN_ID": "flowers", "TORCHELASTIC_RESTART_COUNT": "1"}.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr("thumbnet.training.together.job_of", lambda _: "job")
     monkeypatch.setattr("thumbnet.runs.run.job_of", lambda _: "job")
     return Run.create(tmp_path, recipe, "run")

@@ -81,8 +81,8 @@ def arguments_wanted() -> dict[str, int]:
     """Return how many arguments each kernel takes, by its name without the element type, as the sources say."""
     prototype = re.compile(r"^void (?:NAME\((\w+)\)|(\w+)_(?:fp32|bf16|u8))\(([^)]*)\) \{", re.MULTILINE)
     found = {}
-    for file in _sources():
-        for of_any_type, of_one, arguments in prototype.findall(file.read_text(encoding="utf-8")):
+    for content in _sources():
+        for of_any_type, of_one, arguments in prototype.findall(content.decode()):
             found[of_any_type or of_one] = 1 + arguments.count(",")
     return found
 
@@ -132,14 +132,15 @@ def library_path(openmp: str) -> Path:
 def _version() -> str:
     """Return a digest of the kernels' sources and of what they are compiled with."""
     key = hashlib.sha256("\n".join([*compiler_flags(), str(SOURCES)]).encode())
-    for file in _sources():
-        key.update(file.read_bytes())
+    for content in _sources():
+        key.update(content)
     return key.hexdigest()[:16]
 
 
-def _sources() -> list[Path]:
-    """Return the kernels' C files and headers."""
-    return sorted(file for file in _folder().iterdir() if file.suffix in (".c", ".h"))
+@functools.cache
+def _sources() -> list[bytes]:
+    """Return the content of the kernels' C files and headers, in the order of their names."""
+    return [file.read_bytes() for file in sorted(_folder().iterdir()) if file.suffix in (".c", ".h")]
 
 
 def _folder() -> Path:

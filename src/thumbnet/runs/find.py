@@ -99,8 +99,7 @@ def find_begun(out: Path, note: Callable[[str], None]) -> Run:
     paths = _by_age(out, _insist_names(out))
     for number, path in enumerate(reversed(paths)):
         run = Run.open(path)
-        moved = run.checkpoints.folder.glob(".replaced-step-*")  # which the lock puts back
-        if run.checkpoints.steps() or any(moved):
+        if run.checkpoints.is_begun():
             if number:
                 more = f" and {number - 1} more" if number > 1 else ""
                 note(f"passed over {paths[-1]}{more}, without a checkpoint to go on from: going on with {path}")

@@ -58,7 +58,11 @@ class CheckpointStore:
 
     def is_empty(self) -> bool:
         """Tell whether nothing was ever saved: no checkpoint, complete or not, nor one that a killed save has moved."""
-        return not self._folders() and not any(self.folder.glob(".replaced-step-*"))
+        return not self._folders() and not self._has_moved()
+
+    def is_begun(self) -> bool:
+        """Tell whether there is something to go on from: a complete checkpoint, or one that tidying puts back."""
+        return bool(self.steps()) or self._has_moved()
 
     def best_step(self) -> int | None:
         """Return the step with the largest metric (the earliest of equals), or None when no metric was measured."""
@@ -141,6 +145,10 @@ class CheckpointStore:
                 trouble = str(error)
             if trouble and path.exists():  # one that a training deletes meanwhile is none
                 raise CheckpointError(f"{trouble}\nit may have been the best: name another by its step, or the latest")
+
+    def _has_moved(self) -> bool:
+        """Tell whether a killed save has left a checkpoint under the name from which `tidy_folder` puts it back."""
+        return any(self.folder.glob(".replaced-step-*"))
 
     def _path(self, step: int) -> Path:
         return self.folder / folder_name(step)

@@ -89,7 +89,7 @@ def create_app(classifier: OnnxClassifier, limits: Limits | None = None, hosts: 
     """
     limits = limits or Limits()
     batcher = Batcher(classifier.ask)
-    facts = encodable(classifier.facts)
+    facts: dict[str, Any] = encodable(classifier.facts)
     places = Places(limits.at_once)
     decoders = ThreadPoolExecutor(DECODERS, "decoder")
 
@@ -127,7 +127,7 @@ def create_app(classifier: OnnxClassifier, limits: Limits | None = None, hosts: 
     @app.get("/model")
     async def model() -> dict[str, Any]:
         """Say which network answers: its classes, the size of its pictures, the run and step it is from."""
-        return dict(facts)
+        return facts
 
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Refusal, "description": why}

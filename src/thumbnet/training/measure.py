@@ -91,7 +91,7 @@ def step_flops(recipe: Recipe) -> int:
 
 
 def training_flops(recipe: Recipe) -> float:
-    """Return the same on average over a training, in which pictures may be smaller for a while."""
+    """Return the floating-point operations of a training for each picture, on average: some may be smaller ones."""
     phases = phases_of(recipe.schedule, recipe.distort.crop)
     return 2 * 3 * sum(phase.share * multiply_adds(recipe, phase.side) for phase in phases)
 
